@@ -1,0 +1,1 @@
+// Keeps a folder's library linkable while it has no sources yet.

@@ -1,0 +1,93 @@
+// A cell's coordinator: one thread that owns the scheduler and drives the workers step by step.
+//
+// Other threads hand work in through a bounded mailbox (submit, cancel, drain) and read status(),
+// an atomic snapshot. Events leave through callbacks, called on the scheduler thread; they must not
+// block.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "coordinator/request.h"
+#include "coordinator/scheduler.h"
+#include "coordinator/worker_link.h"
+
+namespace millrace {
+
+struct CellCallbacks {
+  std::function<void(std::vector<TokenEvent>)> on_tokens;  // one call per lane result
+  std::function<void(PromptLogprobsEvent)> on_prompt_logprobs;
+  // The cell cannot go on: a worker failed or a step passed its deadline. Called once, last. The
+  // process is expected to exit non-zero so that the supervisor starts the cell again.
+  std::function<void(const std::string& reason)> on_failure;
+};
+
+class Cell {
+ public:
+  struct Options {
+    SchedulerLimits limits;
+    std::chrono::milliseconds step_deadline{30'000};  // from sending a plan to its last result
+    std::size_t mailbox_limit = 65'536;               // messages not yet taken by the scheduler
+  };
+
+  // `link` must outlive the cell. The thread starts at once.
+  Cell(const Options& options, WorkerLink& link, CellCallbacks callbacks);
+
+  // Sends the shutdown plan (unless the cell has failed) and joins. Sequences still running end
+  // with kCancelled.
+  ~Cell();
+
+  Cell(const Cell&) = delete;
+  Cell& operator=(const Cell&) = delete;
+
+  // Thread-safe. A refusal arrives as a TokenEvent with finish kError; false when the mailbox is
+  // full or the cell is ending, in which case nothing will arrive.
+  bool submit(SequenceRequest request);
+  void cancel(RequestId id);
+  // Refuses later submissions; what runs goes on.
+  void drain();
+
+  CellStatus status() const;
+  bool idle() const;  // nothing queued, running or in the mailbox
+
+ private:
+  struct CancelMessage {
+    RequestId id;
+  };
+  using Message = std::variant<SequenceRequest, CancelMessage>;
+
+  void run();
+  bool step();  // one round: mailbox, plans, results; false when there was nothing to do
+  void take_mail();
+  void send_plans();
+  bool take_results();
+  void check_deadline() const;
+  void publish_status();
+  void end_all();
+
+  const Options options_;
+  WorkerLink& link_;
+  const CellCallbacks callbacks_;
+  Scheduler scheduler_;
+  std::vector<RequestId> live_;  // ids submitted and not yet finished, to end them at shutdown
+  std::vector<std::pair<std::uint64_t, std::chrono::steady_clock::time_point>> sent_;  // step, when
+  std::chrono::steady_clock::time_point last_progress_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<Message> mailbox_;
+  CellStatus status_;
+  bool busy_ = false;
+  bool stopping_ = false;
+  std::atomic<bool> draining_ = false;
+  std::thread thread_;
+};
+
+}  // namespace millrace

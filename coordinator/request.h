@@ -1,0 +1,84 @@
+// What a gateway asks of a cell and what comes back: plain values, one sequence each.
+// A client's request with n choices is n of these, with `sampling.choice` 0..n-1.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config/sampling_params.h"
+#include "worker/step.h"
+
+namespace millrace {
+
+using RequestId = std::uint64_t;  // unique within one gateway process
+
+struct SequenceRequest {
+  RequestId id = 0;
+  std::vector<std::int32_t> tokens;  // prompt, then (after a replay) the tokens already delivered
+  std::uint32_t prompt_tokens = 0;   // length of the prompt inside `tokens`
+  std::uint32_t max_new_tokens = 0;  // counted from prompt_tokens; at least 1
+  std::uint32_t min_new_tokens = 0;  // stop tokens are ignored (not masked) before this many
+  std::vector<std::int32_t> stop_token_ids;  // end of generation; empty with ignore_eos
+  SamplingParams sampling;
+
+  bool operator==(const SequenceRequest&) const = default;
+};
+
+enum class FinishReason : std::uint8_t { kNone, kStop, kLength, kCancelled, kError };
+
+// One token of one sequence, or its end. `index` counts generated tokens from 0 and says where the
+// token belongs, so that a repeat after a replay can be recognised.
+struct TokenEvent {
+  RequestId id = 0;
+  std::uint32_t index = 0;
+  bool has_token = true;  // false: only an end (cancelled, error)
+  TokenLogprob token;
+  std::vector<TokenLogprob> top;
+  FinishReason finish = FinishReason::kNone;
+  bool stop_token = false;  // the token is the stop token itself: not part of the text
+  std::string error;        // for kError: a sentence for people
+
+  bool operator==(const TokenEvent&) const = default;
+};
+
+// Log-probabilities of the prompt, sent once before the first TokenEvent when asked for. Entry i is
+// for prompt token i+1 (the first token has none).
+struct PromptLogprobsEvent {
+  RequestId id = 0;
+  std::vector<TokenLogprob> targets;
+  std::vector<std::vector<TokenLogprob>> top;
+
+  bool operator==(const PromptLogprobsEvent&) const = default;
+};
+
+// What a cell says of itself when it registers with a gateway, and may differ after a restart.
+struct CellInfo {
+  std::string cell_id;
+  std::uint64_t epoch = 0;          // grows with each start of the cell
+  std::string model_fingerprint;    // all cells of a gateway must agree
+  std::uint32_t max_context = 0;    // tokens of one sequence, prompt and output
+  std::uint32_t max_sequences = 0;  // running at once, all lanes
+  std::uint64_t kv_tokens = 0;      // all lanes
+  std::uint32_t stages = 0;
+  std::uint32_t lanes = 0;
+
+  bool operator==(const CellInfo&) const = default;
+};
+
+// Sent with each heartbeat: progress and load (contract C4).
+struct CellStatus {
+  std::uint64_t steps = 0;  // steps finished since start
+  std::uint32_t running = 0;
+  std::uint32_t waiting = 0;
+  std::uint64_t kv_tokens_used = 0;
+  std::uint64_t preemptions = 0;
+  std::uint64_t prompt_tokens = 0;  // prefilled since start
+  std::uint64_t generated_tokens = 0;
+  std::uint32_t ms_since_progress = 0;  // 0 when idle
+  bool draining = false;
+
+  bool operator==(const CellStatus&) const = default;
+};
+
+}  // namespace millrace

@@ -1,0 +1,145 @@
+// Continuous batching: which tokens of which sequences make the next step.
+//
+// Pure: no clock, no threads, no I/O; the same calls in the same order give the same plans. One
+// scheduler serves a cell of P stages x E lanes. Every lane runs its own sequences; all lanes and
+// stages execute every plan, in order, so a block or slot freed here may be handed out again in the
+// next plan even while earlier plans are in flight.
+//
+// Pipeline: running sequences are pinned to one of P decode cohorts. A plan carries the decodes of
+// one cohort, whose tokens are known when its previous plan has come back, so P plans can be in
+// flight. Prefill chunks need no result and ride on any plan.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "config/result.h"
+#include "coordinator/block_pool.h"
+#include "coordinator/request.h"
+#include "coordinator/sequence.h"
+#include "worker/step.h"
+
+namespace millrace {
+
+enum class ExchangeChoice : std::uint8_t { kAuto, kFixed, kExact, kAllGather };
+
+struct SchedulerLimits {
+  std::uint32_t stages = 1;
+  std::uint32_t lanes = 1;
+  std::uint32_t max_sequences = 16;  // slots per lane
+  std::uint32_t blocks = 0;          // KV blocks per lane
+  std::uint32_t block_tokens = 32;
+  std::uint32_t max_step_tokens = 512;       // per lane and plan, decodes and prefill together
+  std::uint32_t prefill_chunk_tokens = 256;  // per sequence and plan
+  std::uint32_t max_context_tokens = 4096;
+  std::uint32_t max_waiting = 1024;  // sequences not yet running; above it submit() refuses
+  std::int32_t vocab_size = 0;
+  ExchangeChoice exchange = ExchangeChoice::kAuto;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerLimits& limits);
+
+  // Queues a sequence, or refuses one that can never run (context, KV capacity, token ids,
+  // duplicate id) or that finds the waiting queue full.
+  Result<void> submit(SequenceRequest request);
+
+  // Ends a sequence at once; it is in no later plan. Unknown ids are ignored (it may have just
+  // ended). Returns true when the sequence existed.
+  bool cancel(RequestId id);
+
+  // The next plan, or nullopt when nothing can be scheduled now: no work, or P plans in flight.
+  std::optional<StepPlan> next_plan();
+
+  // Events of one lane's result, in chunk order. The plan leaves flight with its last lane's
+  // result. A result that belongs to no plan in flight is an error of the peer.
+  struct Events {
+    std::vector<PromptLogprobsEvent> prompt_logprobs;
+    std::vector<TokenEvent> tokens;
+    bool plan_finished = false;
+  };
+  Result<Events> on_result(const StepResult& result);
+
+  bool idle() const { return sequences_.empty() && in_flight_.empty(); }
+  std::size_t plans_in_flight() const { return in_flight_.size(); }
+  std::uint64_t oldest_step_in_flight() const;  // 0 when none
+
+  // Fills the fields that the scheduler knows: load, counters since start.
+  CellStatus status() const;
+
+ private:
+  // What a plan in flight asked of a lane: the sequences whose results will come, by chunk.
+  struct IssuedChunk {
+    RequestId id;
+    std::uint64_t arrival;  // with `id`, tells a sequence from a later one under the same id
+    bool sample;
+  };
+  struct IssuedPlan {
+    std::uint32_t cohort = 0;
+    std::vector<std::vector<IssuedChunk>> lanes;
+    std::vector<bool> answered;
+    std::uint32_t lanes_left = 0;
+    // Which sequence held a slot when the plan was issued, for the slots that report prompt
+    // log-probabilities.
+    std::vector<std::unordered_map<SlotId, IssuedChunk>> by_slot;
+  };
+  struct Lane {
+    explicit Lane(const SchedulerLimits& limits);
+    BlockPool pool;
+    std::vector<SlotId> free_slots;
+    std::vector<Sequence*> running;  // in order of admission
+    std::vector<std::uint32_t> cohort_size;
+  };
+
+  // One lane's part of a plan under construction.
+  struct LaneDraft {
+    LanePlan plan;
+    std::vector<IssuedChunk> issued;
+    std::uint32_t tokens = 0;
+    bool prefill = false;
+  };
+
+  Result<void> check(const SequenceRequest& request) const;
+  std::uint32_t blocks_for(std::uint32_t tokens) const;
+  bool cohort_in_flight(std::uint32_t cohort) const;
+
+  void admit_waiting();
+  std::optional<std::uint32_t> pick_lane(const Sequence& sequence) const;
+  void start_running(Sequence& sequence, std::uint32_t lane);
+  void stop_running(Sequence& sequence);
+  void preempt(Sequence& sequence);
+  void erase(Sequence& sequence);
+
+  LaneDraft draft_lane(std::uint32_t lane, std::uint32_t cohort);
+  bool add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& draft);
+  bool make_room(Sequence& sequence, std::uint32_t blocks, const LaneDraft& draft);
+  std::vector<std::int32_t> prompt_targets(const Sequence& sequence, std::uint32_t tokens) const;
+  StepPlan issue(std::uint32_t cohort, std::vector<LaneDraft> drafts);
+
+  Sequence* find(const IssuedChunk& chunk);
+  Result<void> check_result(const StepResult& result) const;
+  void take_prompt_logprobs(const IssuedPlan& plan, const StepResult& result, Events& events);
+  void take_sampled(Sequence& sequence, const SampledToken& sampled, Events& events);
+
+  SchedulerLimits limits_;
+  std::vector<Lane> lanes_;
+  std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  std::deque<Sequence*> waiting_;
+  std::map<std::uint64_t, IssuedPlan> in_flight_;  // by step
+  std::uint64_t next_step_ = 1;
+  std::uint32_t next_cohort_ = 0;
+  std::uint64_t arrivals_ = 0;
+
+  std::uint64_t steps_finished_ = 0;
+  std::uint64_t preemptions_ = 0;
+  std::uint64_t prompt_tokens_ = 0;
+  std::uint64_t generated_tokens_ = 0;
+};
+
+}  // namespace millrace

@@ -1,0 +1,37 @@
+// One sequence as the scheduler sees it: its tokens, and how far they have been scheduled.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "coordinator/request.h"
+
+namespace millrace {
+
+enum class SequenceState : std::uint8_t { kWaiting, kRunning };
+
+struct Sequence {
+  SequenceRequest request;
+  std::vector<std::int32_t> tokens;  // prompt and everything generated so far
+  SequenceState state = SequenceState::kWaiting;
+  std::uint64_t arrival = 0;  // order of submission; preemption takes the youngest first
+
+  // Valid while running.
+  std::uint32_t lane = 0;
+  SlotId slot = 0;
+  std::uint32_t cohort = 0;
+  std::vector<BlockId> blocks;
+  std::uint32_t scheduled = 0;  // tokens [0, scheduled) are in a plan that was issued
+  bool announced = false;       // its SequenceStart was issued
+
+  std::uint32_t plans_in_flight = 0;  // issued plans whose result names this sequence
+  PromptLogprobsEvent prompt_logprobs;
+  bool prompt_logprobs_sent = false;
+
+  std::uint32_t size() const { return static_cast<std::uint32_t>(tokens.size()); }
+  std::uint32_t generated() const { return size() - request.prompt_tokens; }
+  // A sequence decodes when its only unscheduled token is one it has just generated.
+  bool decoding() const { return scheduled + 1 == size() && size() > request.prompt_tokens; }
+};
+
+}  // namespace millrace

@@ -1,0 +1,170 @@
+#include "coordinator/cell.h"
+
+#include <gtest/gtest.h>
+
+#include <deque>
+#include <map>
+
+#include "tests/support/scripted_workers.h"
+
+namespace millrace {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::expected_output;
+using testing::make_request;
+
+constexpr std::int32_t kVocab = 500;
+
+class ScriptedLink : public WorkerLink {
+ public:
+  explicit ScriptedLink(const SchedulerLimits& limits) : workers_(limits) {}
+
+  void send(const StepPlan& plan) override {
+    if (plan.shutdown) {
+      shutdown = true;
+      return;
+    }
+    if (hang) return;
+    for (StepResult& result : workers_.execute(plan)) results_.push_back(std::move(result));
+  }
+  std::optional<StepResult> receive(std::chrono::microseconds timeout) override {
+    if (fail) throw std::runtime_error("rank 3 is gone");
+    if (results_.empty()) {
+      std::this_thread::sleep_for(timeout);
+      return std::nullopt;
+    }
+    StepResult result = std::move(results_.front());
+    results_.pop_front();
+    return result;
+  }
+
+  std::atomic<bool> hang = false;
+  std::atomic<bool> fail = false;
+  bool shutdown = false;
+
+ private:
+  testing::ScriptedWorkers workers_;
+  std::deque<StepResult> results_;
+};
+
+struct Collected {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::map<RequestId, std::vector<std::int32_t>> output;
+  std::map<RequestId, TokenEvent> last;
+  std::string failure;
+
+  CellCallbacks callbacks() {
+    CellCallbacks c;
+    c.on_tokens = [this](std::vector<TokenEvent> events) {
+      const std::lock_guard lock(mutex);
+      for (TokenEvent& e : events) {
+        if (e.has_token) output[e.id].push_back(e.token.token);
+        if (e.finish != FinishReason::kNone) last[e.id] = e;
+      }
+      changed.notify_all();
+    };
+    c.on_prompt_logprobs = [](PromptLogprobsEvent) {};
+    c.on_failure = [this](const std::string& reason) {
+      const std::lock_guard lock(mutex);
+      failure = reason;
+      changed.notify_all();
+    };
+    return c;
+  }
+  template <class F>
+  ::testing::AssertionResult wait(F condition) {
+    std::unique_lock lock(mutex);
+    if (changed.wait_for(lock, 20s, condition)) return ::testing::AssertionSuccess();
+    return ::testing::AssertionFailure() << "nothing happened within 20 s";
+  }
+};
+
+Cell::Options options() {
+  Cell::Options o;
+  o.limits.stages = 2;
+  o.limits.lanes = 2;
+  o.limits.blocks = 64;
+  o.limits.vocab_size = kVocab;
+  o.limits.max_context_tokens = 1000;
+  o.step_deadline = 300ms;
+  return o;
+}
+
+TEST(Cell, ServesManyThreadsAndEndsWithAShutdownPlan) {
+  ScriptedLink link(options().limits);
+  Collected got;
+  {
+    Cell cell(options(), link, got.callbacks());
+    std::vector<std::thread> clients;
+    for (unsigned c = 0; c < 4; ++c) {
+      clients.emplace_back([&cell, c] {
+        for (unsigned i = 0; i < 10; ++i)
+          EXPECT_TRUE(cell.submit(make_request(c * 10 + i, 5 + i, 20, kVocab)));
+      });
+    }
+    for (std::thread& t : clients) t.join();
+    EXPECT_TRUE(got.wait([&] { return got.last.size() == 40; }));
+    for (int i = 0; i < 1000 && !cell.idle(); ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_TRUE(cell.idle());
+    EXPECT_EQ(cell.status().generated_tokens, 800U);
+    EXPECT_EQ(cell.status().ms_since_progress, 0U);
+  }
+  EXPECT_TRUE(link.shutdown);
+  for (RequestId id = 0; id < 40; ++id) {
+    EXPECT_EQ(
+        got.output[id],
+        expected_output(make_request(id, 5 + static_cast<unsigned>(id) % 10, 20, kVocab), kVocab));
+  }
+}
+
+TEST(Cell, CancelEndsTheSequenceAndSaysSo) {
+  ScriptedLink link(options().limits);
+  link.hang = true;  // so that it is certainly still running
+  Collected got;
+  Cell cell(options(), link, got.callbacks());
+  ASSERT_TRUE(cell.submit(make_request(1, 5, 900, kVocab)));
+  cell.cancel(1);
+  cell.cancel(77);
+  EXPECT_TRUE(got.wait([&] { return got.last.contains(1); }));
+  EXPECT_EQ(got.last[1].finish, FinishReason::kCancelled);
+  EXPECT_FALSE(got.last.contains(77));
+}
+
+TEST(Cell, RefusalsArriveAsEvents) {
+  ScriptedLink link(options().limits);
+  Collected got;
+  Cell cell(options(), link, got.callbacks());
+  ASSERT_TRUE(cell.submit(make_request(1, 2000, 5, kVocab)));
+  EXPECT_TRUE(got.wait([&] { return got.last.contains(1); }));
+  EXPECT_EQ(got.last[1].finish, FinishReason::kError);
+  EXPECT_NE(got.last[1].error.find("prompt"), std::string::npos);
+  cell.drain();
+  EXPECT_FALSE(cell.submit(make_request(2, 2, 5, kVocab)));
+  EXPECT_TRUE(cell.status().draining);
+}
+
+TEST(Cell, AStepThatDoesNotEndFailsTheCellWithinTheDeadline) {
+  ScriptedLink link(options().limits);
+  link.hang = true;
+  Collected got;
+  Cell cell(options(), link, got.callbacks());
+  ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kVocab)));
+  EXPECT_TRUE(got.wait([&] { return !got.failure.empty(); }));
+  EXPECT_NE(got.failure.find("deadline of 300 ms"), std::string::npos) << got.failure;
+  EXPECT_TRUE(got.last.contains(1)) << "what ran must be told";
+}
+
+TEST(Cell, AFailedLinkFailsTheCell) {
+  ScriptedLink link(options().limits);
+  link.fail = true;
+  Collected got;
+  Cell cell(options(), link, got.callbacks());
+  ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kVocab)));
+  EXPECT_TRUE(got.wait([&] { return !got.failure.empty(); }));
+  EXPECT_EQ(got.failure, "rank 3 is gone");
+}
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,314 @@
+#include "coordinator/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <deque>
+#include <random>
+
+#include "tests/support/scripted_workers.h"
+
+namespace millrace {
+namespace {
+
+using testing::expected_output;
+using testing::make_request;
+using testing::ScriptedWorkers;
+
+constexpr std::int32_t kVocab = 1000;
+
+SchedulerLimits small_limits() {
+  SchedulerLimits limits;
+  limits.stages = 2;
+  limits.lanes = 2;
+  limits.max_sequences = 4;
+  limits.blocks = 32;
+  limits.block_tokens = 4;
+  limits.max_step_tokens = 24;
+  limits.prefill_chunk_tokens = 16;
+  limits.max_context_tokens = 100;
+  limits.vocab_size = kVocab;
+  return limits;
+}
+
+// Drives a scheduler against scripted workers with up to `stages` plans in flight, and collects
+// what comes out.
+class Harness {
+ public:
+  explicit Harness(const SchedulerLimits& limits) : scheduler(limits), workers_(limits) {}
+
+  bool step() {
+    while (std::optional<StepPlan> plan = scheduler.next_plan()) {
+      for (StepResult& result : workers_.execute(*plan)) pending_.push_back(std::move(result));
+    }
+    if (pending_.empty()) return false;
+    take(scheduler.on_result(pending_.front()));
+    pending_.pop_front();
+    return true;
+  }
+
+  void run() {
+    int rounds = 0;
+    while (step()) ASSERT_LT(++rounds, 200'000) << "no end in sight";
+    EXPECT_TRUE(scheduler.idle());
+  }
+
+  void take(Result<Scheduler::Events> events) {
+    ASSERT_TRUE(events.has_value()) << events.error().to_string();
+    for (auto& e : events->prompt_logprobs) {
+      EXPECT_TRUE(output[e.id].empty()) << "prompt log-probabilities after the first token";
+      prompt_logprobs[e.id] = e;
+    }
+    for (const TokenEvent& e : events->tokens) {
+      if (e.has_token) {
+        EXPECT_EQ(e.index, output[e.id].size()) << "token out of order or twice";
+        output[e.id].push_back(e.token.token);
+      }
+      if (e.finish != FinishReason::kNone) finish[e.id] = e.finish;
+    }
+  }
+
+  Scheduler scheduler;
+  std::map<RequestId, std::vector<std::int32_t>> output;
+  std::map<RequestId, FinishReason> finish;
+  std::map<RequestId, PromptLogprobsEvent> prompt_logprobs;
+  const ScriptedWorkers& workers() const { return workers_; }
+
+ private:
+  ScriptedWorkers workers_;
+  std::deque<StepResult> pending_;
+};
+
+TEST(Scheduler, OneSequenceIsPrefilledInChunksThenDecoded) {
+  SchedulerLimits limits = small_limits();
+  limits.stages = limits.lanes = 1;
+  Scheduler scheduler(limits);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 20, 2, kVocab)).has_value());
+
+  const StepPlan first = *scheduler.next_plan();
+  ASSERT_EQ(first.lanes[0].starts.size(), 1U);
+  EXPECT_TRUE(first.lanes[0].starts[0].history.empty());
+  ASSERT_EQ(first.lanes[0].chunks.size(), 1U);
+  EXPECT_EQ(first.lanes[0].chunks[0].tokens.size(), 16U);
+  EXPECT_EQ(first.lanes[0].chunks[0].new_blocks.size(), 4U);
+  EXPECT_FALSE(first.lanes[0].chunks[0].sample);
+  EXPECT_EQ(first.exchange, ExchangePath::kAllToAllExact);
+  EXPECT_EQ(first.bucket, 16U);
+  EXPECT_FALSE(scheduler.next_plan().has_value()) << "one stage, one plan in flight";
+  ASSERT_TRUE(scheduler.on_result({1, 0, {}, {}}).has_value());
+
+  const StepPlan second = *scheduler.next_plan();
+  EXPECT_TRUE(second.lanes[0].starts.empty());
+  EXPECT_EQ(second.lanes[0].chunks[0].position, 16U);
+  EXPECT_EQ(second.lanes[0].chunks[0].tokens.size(), 4U);
+  EXPECT_TRUE(second.lanes[0].chunks[0].sample);
+  const auto events = scheduler.on_result({2, 0, {{0, {77, 0}, {}}}, {}});
+  ASSERT_TRUE(events.has_value());
+  ASSERT_EQ(events->tokens.size(), 1U);
+  EXPECT_EQ(events->tokens[0].token.token, 77);
+
+  const StepPlan third = *scheduler.next_plan();
+  EXPECT_EQ(third.lanes[0].chunks[0].tokens, std::vector<std::int32_t>{77});
+  EXPECT_EQ(third.lanes[0].chunks[0].position, 20U);
+  EXPECT_EQ(third.exchange, ExchangePath::kAllToAllFixed);
+  EXPECT_EQ(third.bucket, 1U);
+  const auto last = scheduler.on_result({3, 0, {{0, {78, 0}, {}}}, {}});
+  EXPECT_EQ(last->tokens[0].finish, FinishReason::kLength);
+  EXPECT_TRUE(scheduler.idle());
+  EXPECT_EQ(scheduler.status().kv_tokens_used, 0U);
+}
+
+TEST(Scheduler, ChunksOfOnePromptFillThePipeline) {
+  Scheduler scheduler(small_limits());
+  ASSERT_TRUE(scheduler.submit(make_request(1, 32, 1, kVocab)).has_value());
+  EXPECT_TRUE(scheduler.next_plan().has_value());
+  const std::optional<StepPlan> second = scheduler.next_plan();
+  ASSERT_TRUE(second.has_value());
+  EXPECT_EQ(second->lanes[0].chunks[0].position, 16U);
+  EXPECT_FALSE(scheduler.next_plan().has_value());
+}
+
+TEST(Scheduler, TokensDoNotDependOnLoadPreemptionOrGrid) {
+  for (const std::uint32_t stages : {1U, 2U, 3U}) {
+    for (const std::uint32_t lanes : {1U, 2U}) {
+      for (const std::uint32_t blocks : {25U, 32U, 200U}) {  // 25: one sequence of 100 just fits
+        SchedulerLimits limits = small_limits();
+        limits.stages = stages;
+        limits.lanes = lanes;
+        limits.blocks = blocks;
+        Harness harness(limits);
+        std::map<RequestId, std::vector<std::int32_t>> expected;
+        std::mt19937 random(stages * 100 + lanes * 10 + blocks);
+        for (RequestId id = 1; id <= 40; ++id) {
+          SequenceRequest request = make_request(id, 1 + random() % 60, 1 + random() % 40, kVocab);
+          request.stop_token_ids = {5, 6, 7, 8, 9};
+          request.min_new_tokens = random() % 3;
+          expected[id] = expected_output(request, kVocab);
+          ASSERT_TRUE(harness.scheduler.submit(request).has_value());
+          for (unsigned i = random() % 4; i > 0; --i) harness.step();
+        }
+        harness.run();
+        EXPECT_EQ(harness.output, expected) << stages << "x" << lanes << " blocks " << blocks;
+        EXPECT_EQ(harness.scheduler.status().kv_tokens_used, 0U);
+        const std::uint64_t preemptions = harness.scheduler.status().preemptions;
+        EXPECT_TRUE(blocks != 25 || preemptions > 0);
+        EXPECT_TRUE(blocks != 200 || preemptions == 0);
+      }
+    }
+  }
+}
+
+TEST(Scheduler, DecodesOfBothCohortsAreInFlightTogether) {
+  SchedulerLimits limits = small_limits();
+  limits.lanes = 1;
+  Scheduler scheduler(limits);
+  ScriptedWorkers workers(limits);
+  for (RequestId id = 1; id <= 4; ++id) {
+    ASSERT_TRUE(scheduler.submit(make_request(id, 4, 20, kVocab)).has_value());
+  }
+  for (int i = 0; i < 6; ++i) {  // into the steady state
+    const StepPlan plan = *scheduler.next_plan();
+    for (const StepResult& r : workers.execute(plan))
+      ASSERT_TRUE(scheduler.on_result(r).has_value());
+  }
+  const StepPlan a = *scheduler.next_plan();
+  const StepPlan b = *scheduler.next_plan();
+  EXPECT_NE(a.cohort, b.cohort);
+  EXPECT_EQ(a.lanes[0].chunks.size(), 2U);
+  EXPECT_EQ(b.lanes[0].chunks.size(), 2U);
+}
+
+TEST(Scheduler, CancelledSequencesAreInNoLaterPlanAndFreeTheirBlocks) {
+  SchedulerLimits limits = small_limits();
+  Harness harness(limits);
+  for (RequestId id = 1; id <= 6; ++id) {
+    ASSERT_TRUE(harness.scheduler.submit(make_request(id, 10, 30, kVocab)).has_value());
+  }
+  for (int i = 0; i < 10; ++i) harness.step();
+  for (const RequestId id : {1U, 4U, 6U}) EXPECT_TRUE(harness.scheduler.cancel(id));
+  EXPECT_FALSE(harness.scheduler.cancel(1));
+  const auto before = harness.output;
+  harness.run();
+  for (const RequestId id : {1U, 4U, 6U}) {
+    const auto it = before.find(id);
+    EXPECT_EQ(harness.output[id].size(), it == before.end() ? 0 : it->second.size());
+  }
+  for (const RequestId id : {2U, 3U, 5U}) EXPECT_EQ(harness.output[id].size(), 30U);
+  EXPECT_EQ(harness.scheduler.status().kv_tokens_used, 0U);
+}
+
+TEST(Scheduler, AnIdMayBeUsedAgainWhileAnOldPlanIsInFlight) {
+  SchedulerLimits limits = small_limits();
+  limits.lanes = 1;
+  Scheduler scheduler(limits);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 4, 5, kVocab)).has_value());
+  const StepPlan old = *scheduler.next_plan();
+  scheduler.cancel(1);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 4, 5, kVocab)).has_value());
+  const auto events =
+      scheduler.on_result({old.step, 0, {{old.lanes[0].chunks[0].slot, {3, 0}, {}}}, {}});
+  ASSERT_TRUE(events.has_value());
+  EXPECT_TRUE(events->tokens.empty()) << "a token of the cancelled sequence went to its namesake";
+}
+
+TEST(Scheduler, PromptLogprobsComeOnceAndWholeEvenAfterPreemption) {
+  SchedulerLimits limits = small_limits();
+  limits.lanes = 1;
+  limits.blocks = 25;
+  Harness harness(limits);
+  for (RequestId id = 1; id <= 6; ++id) {
+    SequenceRequest request = make_request(id, 30 + static_cast<std::uint32_t>(id), 40, kVocab);
+    request.sampling.prompt_logprobs = true;
+    ASSERT_TRUE(harness.scheduler.submit(request).has_value());
+  }
+  harness.run();
+  EXPECT_GT(harness.scheduler.status().preemptions, 0U);
+  for (RequestId id = 1; id <= 6; ++id) {
+    const SequenceRequest request =
+        make_request(id, 30 + static_cast<std::uint32_t>(id), 40, kVocab);
+    const auto& event = harness.prompt_logprobs.at(id);
+    ASSERT_EQ(event.targets.size(), request.prompt_tokens - 1);
+    for (std::uint32_t i = 0; i < event.targets.size(); ++i) {
+      EXPECT_EQ(event.targets[i].token, request.tokens[i + 1]);
+      EXPECT_EQ(event.targets[i].logprob, -static_cast<float>(i + 1));
+    }
+  }
+}
+
+TEST(Scheduler, HistoryGoesWithASequenceThatNeedsIt) {
+  SchedulerLimits limits = small_limits();
+  limits.stages = limits.lanes = 1;
+  Scheduler scheduler(limits);
+  SequenceRequest request = make_request(1, 6, 5, kVocab);
+  request.sampling.repetition_penalty = 1.1F;
+  request.prompt_tokens = 4;  // two tokens were generated before, elsewhere
+  ASSERT_TRUE(scheduler.submit(request).has_value());
+  const StepPlan plan = *scheduler.next_plan();
+  EXPECT_EQ(plan.lanes[0].starts[0].history, request.tokens);
+  EXPECT_EQ(plan.lanes[0].starts[0].prompt_tokens, 4U);
+  const auto events = scheduler.on_result({1, 0, {{0, {9, 0}, {}}}, {}});
+  EXPECT_EQ(events->tokens[0].index, 2U) << "a resumed sequence goes on counting";
+}
+
+TEST(Scheduler, RefusesWhatCanNeverRun) {
+  SchedulerLimits limits = small_limits();
+  limits.max_waiting = 2;
+  Scheduler scheduler(limits);
+  const auto error = [&](SequenceRequest r) { return scheduler.submit(std::move(r)).error(); };
+
+  EXPECT_EQ(error(make_request(1, 0, 5, kVocab)).field, "prompt");
+  EXPECT_EQ(error(make_request(1, 5, 0, kVocab)).field, "max_new_tokens");
+  EXPECT_EQ(error(make_request(1, 100, 5, kVocab)).field, "prompt");
+  SequenceRequest bad_token = make_request(1, 5, 5, kVocab);
+  bad_token.tokens[2] = kVocab;
+  EXPECT_EQ(error(bad_token).field, "prompt");
+  limits.blocks = 10;
+  Scheduler tiny(limits);
+  EXPECT_EQ(tiny.submit(make_request(1, 20, 30, kVocab)).error().field, "max_new_tokens");
+  EXPECT_TRUE(tiny.submit(make_request(1, 20, 21, kVocab)).has_value());
+
+  ASSERT_TRUE(scheduler.submit(make_request(1, 5, 5, kVocab)).has_value());
+  EXPECT_EQ(error(make_request(1, 5, 5, kVocab)).field, "id");
+  ASSERT_TRUE(scheduler.submit(make_request(2, 5, 5, kVocab)).has_value());
+  EXPECT_EQ(error(make_request(3, 5, 5, kVocab)).code, ErrorCode::kResourceExhausted);
+}
+
+TEST(Scheduler, RefusesResultsThatMatchNoPlan) {
+  SchedulerLimits limits = small_limits();
+  Scheduler scheduler(limits);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 4, 5, kVocab)).has_value());
+  const StepPlan plan = *scheduler.next_plan();
+  EXPECT_EQ(scheduler.on_result({9, 0, {}, {}}).error().field, "step");
+  EXPECT_EQ(scheduler.on_result({1, 7, {}, {}}).error().field, "lane");
+  EXPECT_EQ(scheduler.on_result({1, 0, {}, {}}).error().field, "sampled");
+  EXPECT_EQ(scheduler.on_result({1, 0, {{0, {kVocab, 0}, {}}}, {}}).error().field, "sampled");
+  ASSERT_TRUE(scheduler.on_result({1, 1, {}, {}}).has_value());
+  EXPECT_EQ(scheduler.on_result({1, 1, {}, {}}).error().field, "lane");
+}
+
+TEST(Scheduler, LogitsThatAreNotFiniteEndTheSequenceWithAnError) {
+  SchedulerLimits limits = small_limits();
+  limits.stages = limits.lanes = 1;
+  Scheduler scheduler(limits);
+  ASSERT_TRUE(scheduler.submit(make_request(1, 4, 5, kVocab)).has_value());
+  scheduler.next_plan();
+  const auto events = scheduler.on_result({1, 0, {{0, {kNoToken, 0}, {}}}, {}});
+  ASSERT_EQ(events->tokens.size(), 1U);
+  EXPECT_FALSE(events->tokens[0].has_token);
+  EXPECT_EQ(events->tokens[0].finish, FinishReason::kError);
+  EXPECT_TRUE(scheduler.idle());
+}
+
+TEST(BlockPool, AllocatesAllOrNothing) {
+  BlockPool pool(3);
+  std::vector<BlockId> blocks;
+  EXPECT_TRUE(pool.allocate(2, blocks));
+  EXPECT_FALSE(pool.allocate(2, blocks));
+  EXPECT_EQ(blocks.size(), 2U);
+  EXPECT_EQ(pool.available(), 1U);
+  pool.release(blocks);
+  EXPECT_EQ(pool.available(), 3U);
+  EXPECT_DEATH(pool.release(blocks), "CHECK failed");
+}
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,144 @@
+// Workers for tests of the coordinator: they keep what real ones keep (block tables, fed tokens),
+// check that every plan is consistent with it, and "sample" a token that is a hash of the whole
+// sequence. So the tokens of a sequence are known beforehand, whatever the scheduler does.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <set>
+#include <vector>
+
+#include "coordinator/scheduler.h"
+#include "worker/step.h"
+
+namespace millrace::testing {
+
+inline std::int32_t hashed_token(const std::vector<std::int32_t>& tokens, std::int32_t vocab) {
+  std::uint64_t h = 1469598103934665603ULL;
+  for (const std::int32_t t : tokens)
+    h = (h ^ static_cast<std::uint64_t>(t + 1)) * 1099511628211ULL;
+  return static_cast<std::int32_t>((h >> 17) % static_cast<std::uint64_t>(vocab));
+}
+
+class ScriptedWorkers {
+ public:
+  explicit ScriptedWorkers(const SchedulerLimits& limits)
+      : limits_(limits), slots_(limits.lanes), owner_(limits.lanes) {}
+
+  // Executes a plan and returns the results of all lanes, in lane order.
+  std::vector<StepResult> execute(const StepPlan& plan) {
+    EXPECT_EQ(plan.step, last_step_ + 1);
+    last_step_ = plan.step;
+    EXPECT_EQ(plan.lanes.size(), limits_.lanes);
+    std::vector<StepResult> results;
+    for (std::uint32_t lane = 0; lane < limits_.lanes; ++lane) {
+      results.push_back(execute_lane(plan, lane));
+    }
+    return results;
+  }
+
+  std::uint64_t tokens_fed() const { return tokens_fed_; }
+  std::uint32_t most_step_tokens() const { return most_step_tokens_; }
+
+ private:
+  struct Slot {
+    std::vector<std::int32_t> tokens;
+    std::vector<BlockId> blocks;
+    bool bound = false;
+  };
+
+  StepResult execute_lane(const StepPlan& plan, std::uint32_t lane) {
+    StepResult result;
+    result.step = plan.step;
+    result.lane = lane;
+    const LanePlan& work = plan.lanes[lane];
+    for (const SequenceStart& start : work.starts) {
+      Slot& slot = slots_[lane][start.slot];
+      slot = Slot{};
+      slot.bound = true;
+    }
+    std::set<SlotId> seen;
+    std::uint32_t step_tokens = 0;
+    for (const Chunk& chunk : work.chunks) {
+      EXPECT_TRUE(seen.insert(chunk.slot).second) << "a slot twice in one plan";
+      execute_chunk(chunk, lane, result);
+      step_tokens += static_cast<std::uint32_t>(chunk.tokens.size());
+    }
+    EXPECT_LE(step_tokens, limits_.max_step_tokens);
+    EXPECT_LE(step_tokens, plan.bucket);
+    most_step_tokens_ = std::max(most_step_tokens_, step_tokens);
+    return result;
+  }
+
+  void execute_chunk(const Chunk& chunk, std::uint32_t lane, StepResult& result) {
+    EXPECT_LT(chunk.slot, limits_.max_sequences);
+    Slot& slot = slots_[lane][chunk.slot];
+    EXPECT_TRUE(slot.bound);
+    EXPECT_EQ(chunk.position, slot.tokens.size()) << "a gap or a repeat in what is fed";
+    EXPECT_FALSE(chunk.tokens.empty());
+    slot.tokens.insert(slot.tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
+    tokens_fed_ += chunk.tokens.size();
+    for (const BlockId block : chunk.new_blocks) {
+      EXPECT_LT(block, limits_.blocks);
+      slot.blocks.push_back(block);
+      owner_[lane][block] = chunk.slot;  // whoever had it before must not use it again
+    }
+    EXPECT_EQ(slot.blocks.size(),
+              (slot.tokens.size() + limits_.block_tokens - 1) / limits_.block_tokens);
+    for (const BlockId block : slot.blocks) EXPECT_EQ(owner_[lane][block], chunk.slot);
+    if (!chunk.prompt_targets.empty()) {
+      EXPECT_EQ(chunk.prompt_targets.size(), chunk.tokens.size());
+      for (std::uint32_t i = 0; i < chunk.prompt_targets.size(); ++i) {
+        if (chunk.prompt_targets[i] < 0) continue;
+        const std::uint32_t position = chunk.position + i + 1;
+        result.prompt_logprobs.push_back(
+            {chunk.slot,
+             position,
+             {chunk.prompt_targets[i], -1.0F * static_cast<float>(position)},
+             {}});
+      }
+    }
+    if (chunk.sample) {
+      result.sampled.push_back(
+          {chunk.slot, {hashed_token(slot.tokens, limits_.vocab_size), 0}, {}});
+    }
+  }
+
+  SchedulerLimits limits_;
+  std::vector<std::map<SlotId, Slot>> slots_;
+  std::vector<std::map<BlockId, SlotId>> owner_;
+  std::uint64_t last_step_ = 0;
+  std::uint64_t tokens_fed_ = 0;
+  std::uint32_t most_step_tokens_ = 0;
+};
+
+// What the sequence must become: prompt continued by hashed_token until max_new or a stop token.
+inline std::vector<std::int32_t> expected_output(const SequenceRequest& request,
+                                                 std::int32_t vocab) {
+  std::vector<std::int32_t> tokens = request.tokens;
+  while (tokens.size() < request.prompt_tokens + request.max_new_tokens) {
+    const std::int32_t next = hashed_token(tokens, vocab);
+    tokens.push_back(next);
+    const auto generated = tokens.size() - request.prompt_tokens;
+    const auto& stops = request.stop_token_ids;
+    const bool stop = std::find(stops.begin(), stops.end(), next) != stops.end();
+    if (stop && generated > request.min_new_tokens) break;
+  }
+  return {tokens.begin() + request.prompt_tokens, tokens.end()};
+}
+
+inline SequenceRequest make_request(RequestId id, std::uint32_t prompt, std::uint32_t max_new,
+                                    std::int32_t vocab) {
+  SequenceRequest request;
+  request.id = id;
+  for (std::uint32_t i = 0; i < prompt; ++i) {
+    request.tokens.push_back(
+        static_cast<std::int32_t>((id * 31 + i * 7) % static_cast<unsigned>(vocab)));
+  }
+  request.prompt_tokens = prompt;
+  request.max_new_tokens = max_new;
+  return request;
+}
+
+}  // namespace millrace::testing

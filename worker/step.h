@@ -1,0 +1,105 @@
+// What one step is, as plain values: all that the coordinator and a worker say to each other.
+//
+// The coordinator sends one StepPlan per step to every worker; workers execute plans in the order
+// of `step`. Lane e of the last stage answers with one StepResult per plan. Codec:
+// worker/step_codec.h.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "config/sampling_params.h"
+
+namespace millrace {
+
+// A slot names a running sequence inside one lane: its conv state, its block table and its sampling
+// state are addressed by it on every stage. Slots are never batch rows.
+using SlotId = std::uint32_t;
+using BlockId = std::uint32_t;
+
+// Binds a slot to a new sequence: block table empty, conv state zero, sampling state from
+// `history`.
+struct SequenceStart {
+  SlotId slot = 0;
+  SamplingParams sampling;
+  std::uint32_t prompt_tokens = 0;    // the first `prompt_tokens` of `history` are prompt
+  std::vector<std::int32_t> history;  // prompt, then tokens generated before a preemption or
+                                      // replay; empty unless sampling.uses_history()
+
+  bool operator==(const SequenceStart&) const = default;
+};
+
+// Consecutive tokens of one sequence in this step: a prefill chunk, or one decode token.
+struct Chunk {
+  SlotId slot = 0;
+  std::uint32_t position = 0;        // position of tokens[0] in the sequence
+  std::vector<std::int32_t> tokens;  // at least one
+  std::vector<BlockId> new_blocks;   // appended to the slot's block table before this chunk runs
+  bool sample = false;               // draw the token after the last one of this chunk
+  std::vector<std::int32_t>
+      prompt_targets;  // when not empty: one target per token; report the
+                       // log-probability of targets[i] after tokens[i]; -1 skips
+
+  bool operator==(const Chunk&) const = default;
+};
+
+struct LanePlan {
+  std::vector<SequenceStart> starts;
+  std::vector<Chunk> chunks;
+
+  bool operator==(const LanePlan&) const = default;
+};
+
+// How tokens travel between the lanes of a stage in this step (parallel/expert_parallel.h). All
+// choices give the same bits.
+enum class ExchangePath : std::uint8_t { kAllToAllFixed, kAllToAllExact, kAllGather };
+
+struct StepPlan {
+  std::uint64_t step = 0;    // 1, 2, 3, ... without gaps within one cell epoch
+  std::uint32_t cohort = 0;  // decode cohort in [0, stages)
+  ExchangePath exchange = ExchangePath::kAllToAllFixed;
+  std::uint32_t bucket = 0;     // no lane has more tokens than this; sizes the fixed exchange
+  bool shutdown = false;        // the last plan: workers leave after it
+  std::vector<LanePlan> lanes;  // one per lane, possibly with nothing to do
+
+  bool operator==(const StepPlan&) const = default;
+};
+
+inline constexpr std::int32_t kNoToken = -1;
+
+struct TokenLogprob {
+  std::int32_t token = 0;
+  float logprob = 0;  // natural logarithm
+
+  bool operator==(const TokenLogprob&) const = default;
+};
+
+struct SampledToken {
+  SlotId slot = 0;
+  TokenLogprob chosen;  // logprob 0 when none was asked for; token kNoToken when the logits
+                        // were not finite and nothing could be drawn
+  std::vector<TokenLogprob> top;  // likeliest first; ties lowest id first
+
+  bool operator==(const SampledToken&) const = default;
+};
+
+struct PromptLogprobs {
+  SlotId slot = 0;
+  std::uint32_t position = 0;  // of the target token
+  TokenLogprob target;
+  std::vector<TokenLogprob> top;
+
+  bool operator==(const PromptLogprobs&) const = default;
+};
+
+// From lane `lane` of the last stage, chunks in plan order.
+struct StepResult {
+  std::uint64_t step = 0;
+  std::uint32_t lane = 0;
+  std::vector<SampledToken> sampled;
+  std::vector<PromptLogprobs> prompt_logprobs;
+
+  bool operator==(const StepResult&) const = default;
+};
+
+}  // namespace millrace

@@ -34,16 +34,14 @@ Cell::Cell(const Options& options, WorkerLink& link, CellCallbacks callbacks)
       link_(link),
       callbacks_(std::move(callbacks)),
       scheduler_(options.limits),
-      last_progress_(Clock::now()),
-      thread_([this] { run(); }) {}
+      last_progress_(Clock::now()) {}
 
-Cell::~Cell() {
+void Cell::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   wake_.notify_one();
-  thread_.join();
 }
 
 bool Cell::submit(SequenceRequest request) {
@@ -83,22 +81,31 @@ bool Cell::idle() const {
   return mailbox_.empty() && !busy_;
 }
 
-void Cell::run() {
+bool Cell::run() {
   try {
-    while (true) {
-      if (step()) continue;
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [this] { return stopping_ || !mailbox_.empty(); });
-      if (stopping_) break;
-    }
+    serve();
     end_all();
     StepPlan last;
     last.shutdown = true;
     link_.send(last);
+    return true;
   } catch (const std::exception& e) {
     spdlog::error("cell: {}", e.what());
     end_all();
     if (callbacks_.on_failure) callbacks_.on_failure(e.what());
+    return false;
+  }
+}
+
+void Cell::serve() {
+  while (true) {
+    if (step()) continue;
+    std::unique_lock lock(mutex_);
+    const bool woken = wake_.wait_for(lock, options_.probe_interval,
+                                      [this] { return stopping_ || !mailbox_.empty(); });
+    if (stopping_) return;
+    lock.unlock();
+    if (!woken) send(scheduler_.probe_plan());
   }
 }
 
@@ -148,10 +155,12 @@ void Cell::take_mail() {
 }
 
 void Cell::send_plans() {
-  while (std::optional<StepPlan> plan = scheduler_.next_plan()) {
-    sent_.emplace_back(plan->step, Clock::now());
-    link_.send(*plan);
-  }
+  while (std::optional<StepPlan> plan = scheduler_.next_plan()) send(*plan);
+}
+
+void Cell::send(const StepPlan& plan) {
+  sent_.emplace_back(plan.step, Clock::now());
+  link_.send(plan);
 }
 
 bool Cell::take_results() {
@@ -185,6 +194,7 @@ void Cell::publish_status() {
   const bool idle = scheduler_.idle();
   const std::lock_guard lock(mutex_);
   status_ = now;
+  if (!idle && !busy_) last_progress_ = Clock::now();
   busy_ = !idle;
 }
 

@@ -1,4 +1,4 @@
-// A cell's coordinator: one thread that owns the scheduler and drives the workers step by step.
+// A cell's coordinator: the thread in run() owns the scheduler and drives the workers step by step.
 //
 // Other threads hand work in through a bounded mailbox (submit, cancel, drain) and read status(),
 // an atomic snapshot. Events leave through callbacks, called on the scheduler thread; they must not
@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
-#include <thread>
+
 #include <variant>
 #include <vector>
 
@@ -33,16 +33,21 @@ class Cell {
  public:
   struct Options {
     SchedulerLimits limits;
-    std::chrono::milliseconds step_deadline{30'000};  // from sending a plan to its last result
-    std::size_t mailbox_limit = 65'536;               // messages not yet taken by the scheduler
+    std::chrono::milliseconds step_deadline{60'000};  // from sending a plan to its last result
+    // An idle cell sends a plan without tokens so often, so that a worker that died or hangs is
+    // noticed before a request meets it.
+    std::chrono::milliseconds probe_interval{5'000};
+    std::size_t mailbox_limit = 65'536;  // messages not yet taken by the scheduler
   };
 
-  // `link` must outlive the cell. The thread starts at once.
+  // `link` must outlive the cell.
   Cell(const Options& options, WorkerLink& link, CellCallbacks callbacks);
 
-  // Sends the shutdown plan (unless the cell has failed) and joins. Sequences still running end
-  // with kCancelled.
-  ~Cell();
+  // Serves until stop() or a failure; called once. The calling thread alone uses `link`. Before
+  // returning it ends the sequences still running with kCancelled and, unless the cell has failed,
+  // sends the workers the shutdown plan. False after a failure.
+  bool run();
+  void stop();  // thread-safe, idempotent
 
   Cell(const Cell&) = delete;
   Cell& operator=(const Cell&) = delete;
@@ -63,10 +68,11 @@ class Cell {
   };
   using Message = std::variant<SequenceRequest, CancelMessage>;
 
-  void run();
+  void serve();
   bool step();  // one round: mailbox, plans, results; false when there was nothing to do
   void take_mail();
   void send_plans();
+  void send(const StepPlan& plan);
   bool take_results();
   void check_deadline() const;
   void publish_status();
@@ -87,7 +93,6 @@ class Cell {
   bool busy_ = false;
   bool stopping_ = false;
   std::atomic<bool> draining_ = false;
-  std::thread thread_;
 };
 
 }  // namespace millrace

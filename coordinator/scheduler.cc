@@ -310,6 +310,11 @@ StepPlan Scheduler::issue(std::uint32_t cohort, std::vector<LaneDraft> drafts) {
   return plan;
 }
 
+StepPlan Scheduler::probe_plan() {
+  CHECK(in_flight_.empty(), "{} plans in flight", in_flight_.size());
+  return issue(0, std::vector<LaneDraft>(limits_.lanes));
+}
+
 std::uint64_t Scheduler::oldest_step_in_flight() const {
   return in_flight_.empty() ? 0 : in_flight_.begin()->first;
 }

@@ -18,6 +18,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "config/cluster_config.h"
 #include "config/result.h"
 #include "coordinator/block_pool.h"
 #include "coordinator/request.h"
@@ -25,8 +26,6 @@
 #include "worker/step.h"
 
 namespace millrace {
-
-enum class ExchangeChoice : std::uint8_t { kAuto, kFixed, kExact, kAllGather };
 
 struct SchedulerLimits {
   std::uint32_t stages = 1;
@@ -56,6 +55,10 @@ class Scheduler {
 
   // The next plan, or nullopt when nothing can be scheduled now: no work, or P plans in flight.
   std::optional<StepPlan> next_plan();
+
+  // A plan without tokens, which every worker executes and answers like any other: shows that all
+  // of them still do. Only while no plan is in flight (CHECK).
+  StepPlan probe_plan();
 
   // Events of one lane's result, in chunk order. The plan leaves flight with its last lane's
   // result. A result that belongs to no plan in flight is an error of the peer.

@@ -81,6 +81,22 @@ struct Collected {
   }
 };
 
+// A cell with the thread that runs it; ends both.
+struct RunningCell {
+  RunningCell(const Cell::Options& o, WorkerLink& link, CellCallbacks callbacks)
+      : cell(o, link, std::move(callbacks)), thread([this] { ok = cell.run(); }) {}
+  ~RunningCell() { end(); }
+  bool end() {
+    cell.stop();
+    if (thread.joinable()) thread.join();
+    return ok;
+  }
+
+  bool ok = false;
+  Cell cell;
+  std::thread thread;
+};
+
 Cell::Options options() {
   Cell::Options o;
   o.limits.stages = 2;
@@ -96,7 +112,8 @@ TEST(Cell, ServesManyThreadsAndEndsWithAShutdownPlan) {
   ScriptedLink link(options().limits);
   Collected got;
   {
-    Cell cell(options(), link, got.callbacks());
+    RunningCell running(options(), link, got.callbacks());
+    Cell& cell = running.cell;
     std::vector<std::thread> clients;
     for (unsigned c = 0; c < 4; ++c) {
       clients.emplace_back([&cell, c] {
@@ -123,7 +140,8 @@ TEST(Cell, CancelEndsTheSequenceAndSaysSo) {
   ScriptedLink link(options().limits);
   link.hang = true;  // so that it is certainly still running
   Collected got;
-  Cell cell(options(), link, got.callbacks());
+  RunningCell running(options(), link, got.callbacks());
+  Cell& cell = running.cell;
   ASSERT_TRUE(cell.submit(make_request(1, 5, 900, kVocab)));
   cell.cancel(1);
   cell.cancel(77);
@@ -135,7 +153,8 @@ TEST(Cell, CancelEndsTheSequenceAndSaysSo) {
 TEST(Cell, RefusalsArriveAsEvents) {
   ScriptedLink link(options().limits);
   Collected got;
-  Cell cell(options(), link, got.callbacks());
+  RunningCell running(options(), link, got.callbacks());
+  Cell& cell = running.cell;
   ASSERT_TRUE(cell.submit(make_request(1, 2000, 5, kVocab)));
   EXPECT_TRUE(got.wait([&] { return got.last.contains(1); }));
   EXPECT_EQ(got.last[1].finish, FinishReason::kError);
@@ -149,18 +168,34 @@ TEST(Cell, AStepThatDoesNotEndFailsTheCellWithinTheDeadline) {
   ScriptedLink link(options().limits);
   link.hang = true;
   Collected got;
-  Cell cell(options(), link, got.callbacks());
+  RunningCell running(options(), link, got.callbacks());
+  Cell& cell = running.cell;
   ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kVocab)));
   EXPECT_TRUE(got.wait([&] { return !got.failure.empty(); }));
   EXPECT_NE(got.failure.find("deadline of 300 ms"), std::string::npos) << got.failure;
+  EXPECT_FALSE(running.end());
   EXPECT_TRUE(got.last.contains(1)) << "what ran must be told";
+}
+
+TEST(Cell, AnIdleCellProbesItsWorkers) {
+  Cell::Options o = options();
+  o.probe_interval = 20ms;
+  ScriptedLink link(o.limits);
+  Collected got;
+  RunningCell running(o, link, got.callbacks());
+  for (int i = 0; i < 1000 && running.cell.status().steps < 3; ++i)
+    std::this_thread::sleep_for(5ms);
+  EXPECT_GE(running.cell.status().steps, 3U);
+  link.hang = true;
+  EXPECT_TRUE(got.wait([&] { return !got.failure.empty(); })) << "a hung worker went unnoticed";
 }
 
 TEST(Cell, AFailedLinkFailsTheCell) {
   ScriptedLink link(options().limits);
   link.fail = true;
   Collected got;
-  Cell cell(options(), link, got.callbacks());
+  RunningCell running(options(), link, got.callbacks());
+  Cell& cell = running.cell;
   ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kVocab)));
   EXPECT_TRUE(got.wait([&] { return !got.failure.empty(); }));
   EXPECT_EQ(got.failure, "rank 3 is gone");

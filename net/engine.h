@@ -47,7 +47,11 @@ class GenerationStream {
   virtual boost::asio::awaitable<Result<std::optional<ChoiceEvent>>> next() = 0;
 
   // Cancels one choice early (stop string found, client gone). Idempotent.
+  // When no choice is left unfinished, a pending next() completes at once.
   virtual void cancel(std::uint32_t choice) = 0;
+
+  // Prompt tokens that came from the prefix cache; known from the first event on.
+  virtual std::uint32_t cached_prompt_tokens() const { return 0; }
 };
 
 struct EngineStatus {

@@ -1,0 +1,129 @@
+#include "cli/cell_ranks.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+#include <map>
+#include <stdexcept>
+
+#include "parallel/process_grid.h"
+#include "worker/plan_transport.h"
+#include "worker/worker.h"
+
+namespace millrace {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+parallel::ProcessGrid grid_of(const CellSetup& setup, const parallel::Communicator& world) {
+  Result<parallel::ProcessGrid> grid =
+      parallel::ProcessGrid::make(setup.config.grid.stages, setup.config.grid.lanes, world.size());
+  if (!grid) throw std::runtime_error(grid.error().to_string());
+  return *grid;
+}
+
+// Loads with reports at most every 200 ms: enough for a progress line, nothing for the network.
+ModelWeights load_reporting(const CellSetup& setup, const RankShard& shard, PlanReceiver& link,
+                            int rank) {
+  LoadOptions options;
+  options.prefault = setup.config.model.prefault;
+  options.threads = setup.config.grid.threads_per_rank;
+  Clock::time_point last{};
+  options.progress = [&](std::uint64_t touched, std::uint64_t total) {
+    if (Clock::now() - last < milliseconds(200)) return;
+    last = Clock::now();
+    link.report({rank, StartReport::Kind::kLoading, touched, total, ""});
+  };
+  Result<ModelWeights> weights = load_weights(setup.source, setup.model, shard, options);
+  if (!weights) throw std::runtime_error(weights.error().to_string());
+  return std::move(*weights);
+}
+
+class PlanLink final : public WorkerLink {
+ public:
+  explicit PlanLink(PlanSender& sender) : sender_(sender) {}
+  void send(const StepPlan& plan) override { sender_.send(plan); }
+  std::optional<StepResult> receive(std::chrono::microseconds timeout) override {
+    return sender_.receive(timeout);
+  }
+
+ private:
+  PlanSender& sender_;
+};
+
+void wait_until_ready(const CellSetup& setup, PlanSender& link, int workers,
+                      const CoordinatorHooks& hooks) {
+  const auto deadline = Clock::now() + milliseconds(setup.config.deadlines.load_ms);
+  std::map<int, StartReport> reports;
+  int ready = 0;
+  while (ready < workers) {
+    if (hooks.give_up && hooks.give_up()) throw std::runtime_error("stopped while loading");
+    if (Clock::now() > deadline) {
+      throw std::runtime_error(
+          fmt::format("{} of {} workers are ready after deadlines.load_ms = {}", ready, workers,
+                      setup.config.deadlines.load_ms));
+    }
+    const std::optional<StartReport> report = link.next_report(milliseconds(100));
+    if (!report) continue;
+    if (report->kind == StartReport::Kind::kFailed) {
+      throw std::runtime_error(fmt::format("rank {}: {}", report->rank, report->error));
+    }
+    reports[report->rank] = *report;
+    ready += report->kind == StartReport::Kind::kReady ? 1 : 0;
+    std::uint64_t done = 0;
+    std::uint64_t total = 0;
+    for (const auto& [rank, r] : reports) {
+      done += r.bytes_done;
+      total += r.bytes_total;
+    }
+    // Ranks that have not reported yet count as much as the others on average.
+    const double share = total == 0 ? 0.0
+                                    : static_cast<double>(done) / static_cast<double>(total) *
+                                          static_cast<double>(reports.size()) / workers;
+    if (hooks.on_loading) hooks.on_loading(share);
+  }
+}
+
+}  // namespace
+
+void run_worker_rank(const CellSetup& setup, parallel::Communicator& world) {
+  PlanReceiver link(world);
+  try {
+    parallel::CellComms comms = parallel::make_cell_comms(world, grid_of(setup, world));
+    const RankShard shard = setup.shard(*comms.position);
+    const ModelWeights weights = load_reporting(setup, shard, link, world.rank());
+    Worker worker(setup.worker_options(), setup.model, weights, setup.placement, comms);
+    link.report(
+        {world.rank(), StartReport::Kind::kReady, weights.mapped_bytes, weights.mapped_bytes, ""});
+    worker.run();
+  } catch (const parallel::CommError&) {
+    throw;  // there is nobody left to tell
+  } catch (const std::exception& e) {
+    link.report({world.rank(), StartReport::Kind::kFailed, 0, 0, e.what()});
+    world.flush();
+    throw;
+  }
+}
+
+bool run_coordinator_rank(const CellSetup& setup, parallel::Communicator& world,
+                          const CoordinatorHooks& hooks) {
+  const parallel::ProcessGrid grid = grid_of(setup, world);
+  parallel::CellComms comms = parallel::make_cell_comms(world, grid);
+  PlanSender sender(world);
+  wait_until_ready(setup, sender, grid.workers(), hooks);
+
+  PlanLink link(sender);
+  Cell::Options options;
+  options.limits = setup.scheduler_limits();
+  options.step_deadline = milliseconds(setup.config.deadlines.step_ms);
+  Cell cell(options, link, hooks.cell);
+  if (hooks.on_ready) hooks.on_ready(cell);
+  const bool ok = cell.run();
+  if (hooks.on_ended) hooks.on_ended();
+  return ok;
+}
+
+}  // namespace millrace

@@ -1,0 +1,255 @@
+#include "cli/cell_setup.h"
+
+#include <fmt/format.h>
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <fstream>
+#include <thread>
+
+namespace millrace {
+
+namespace {
+
+std::uint64_t available_memory_bytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string key;
+  std::uint64_t kib = 0;
+  std::string unit;
+  while (file >> key >> kib >> unit) {
+    if (key == "MemAvailable:") return kib * 1024;
+  }
+  return 0;
+}
+
+// What must agree between the cells of a gateway for C1 to hold across them: the tensors' names,
+// types, shapes and a sample of their bytes, and the numeric mode.
+std::string fingerprint(const TensorSource& source, const ClusterConfig& config,
+                        std::string_view kernels) {
+  EVP_MD_CTX* context = EVP_MD_CTX_new();
+  EVP_DigestInit_ex(context, EVP_sha256(), nullptr);
+  const auto add = [context](const void* data, std::size_t bytes) {
+    EVP_DigestUpdate(context, data, bytes);
+  };
+  for (const TensorEntry& tensor : source.tensors()) {
+    const std::string line = fmt::format(
+        "{} {} {}\n", tensor.name, kernels::dtype_name(tensor.dtype), shape_text(tensor.shape));
+    add(line.data(), line.size());
+    constexpr std::uint64_t kSampled = 64;  // a page read per tensor, not the whole file
+    add(tensor.data, std::min(tensor.bytes, kSampled));
+  }
+  const std::string mode =
+      fmt::format("{} kv={}", kernels, config.cache.kv_dtype == KvDtype::kF32 ? "f32" : "bf16");
+  add(mode.data(), mode.size());
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int length = 0;
+  EVP_DigestFinal_ex(context, digest, &length);
+  EVP_MD_CTX_free(context);
+  std::string hex;
+  for (unsigned int i = 0; i < 16; ++i) hex += fmt::format("{:02x}", digest[i]);
+  return hex;
+}
+
+std::string_view isa_word(Isa isa) {
+  for (const auto& [name, value] : enum_names(Isa{})) {
+    if (value == isa) return name;
+  }
+  return "auto";
+}
+
+int workers_here(const ClusterConfig& c) {
+  const int workers = c.grid.stages * c.grid.lanes;
+  return c.cell.hosts.empty() ? workers * c.grid.cells : workers;
+}
+
+void settle_threads(ClusterConfig& c) {
+  if (c.grid.threads_per_rank > 0) return;
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  c.grid.threads_per_rank = std::max(1, cores / workers_here(c));
+}
+
+// Limits that depend on the model alone.
+Result<void> settle_context(ClusterConfig& c, const ModelConfig& model) {
+  const std::int64_t most = model.max_position_embeddings;
+  if (c.cache.max_context_tokens > most) {
+    return invalid(
+        "cache.max_context_tokens",
+        fmt::format("{} is more than the model's {} positions", c.cache.max_context_tokens, most));
+  }
+  if (c.cache.max_context_tokens == 0) c.cache.max_context_tokens = most;
+  if (c.cache.block_tokens % 16 != 0) {
+    return invalid("cache.block_tokens", "must be a multiple of 16");
+  }
+  if (model.head_dim % 16 != 0 || model.head_dim > kernels::kMaxHeadDim) {
+    return Error{
+        ErrorCode::kUnsupported, "model.head_dim",
+        fmt::format("{} is not a multiple of 16 up to {}", model.head_dim, kernels::kMaxHeadDim)};
+  }
+  if (c.cache.max_sequences > c.scheduler.max_step_tokens) {
+    return invalid(
+        "scheduler.max_step_tokens",
+        fmt::format("must be at least cache.max_sequences ({}), or a step could not hold "
+                    "one token of each sequence",
+                    c.cache.max_sequences));
+  }
+  if (c.grid.lanes > 1 && model.num_experts == 0) {
+    return invalid("grid.lanes", "a dense model has no experts to shard: use 1, and more cells");
+  }
+  if (model.num_experts > 0 && c.grid.lanes > model.num_experts) {
+    return invalid("grid.lanes", fmt::format("the model has only {} experts", model.num_experts));
+  }
+  return {};
+}
+
+PlanLimits plan_limits(const ClusterConfig& c) {
+  PlanLimits limits;
+  limits.block_tokens = c.cache.block_tokens;
+  limits.kv_dtype =
+      c.cache.kv_dtype == KvDtype::kF32 ? kernels::DType::kF32 : kernels::DType::kBF16;
+  limits.max_sequences = c.cache.max_sequences;
+  limits.max_step_tokens = c.scheduler.max_step_tokens;
+  limits.kv_tokens = c.cache.kv_tokens;
+  limits.cache_bytes = static_cast<std::uint64_t>(c.cache.memory_bytes);
+  return limits;
+}
+
+// Share of this machine's memory for one worker's KV blocks and conv slots, after the weights.
+std::uint64_t automatic_cache_bytes(const ClusterConfig& c, const TensorSource& source) {
+  const std::uint64_t available = available_memory_bytes();
+  const std::uint64_t weights = source.total_bytes();  // mapped once, shared by all ranks
+  const double left = available > weights ? static_cast<double>(available - weights) : 0.0;
+  return static_cast<std::uint64_t>(left * c.cache.memory_fraction) /
+         static_cast<std::uint64_t>(workers_here(c));
+}
+
+Result<MemoryPlan> settle_memory(ClusterConfig& c, const ModelConfig& model,
+                                 const WeightFootprint& footprint, const TensorSource& source,
+                                 const std::vector<StageRange>& stages,
+                                 const std::vector<std::vector<std::int32_t>>& experts) {
+  PlanLimits limits = plan_limits(c);
+  const bool automatic = limits.kv_tokens == 0 && limits.cache_bytes == 0;
+  if (automatic) limits.cache_bytes = automatic_cache_bytes(c, source);
+  Result<MemoryPlan> plan = plan_memory(model, footprint, stages, experts, limits);
+  if (!plan) return plan;
+  // More KV than all sequences at full length could use would only be memory taken from others.
+  const std::int64_t useful = std::int64_t{c.cache.max_sequences} *
+                              ((c.cache.max_context_tokens + c.cache.block_tokens - 1) /
+                               c.cache.block_tokens * c.cache.block_tokens);
+  if (c.cache.kv_tokens == 0 && plan->kv_tokens > useful) {
+    limits.kv_tokens = useful;
+    plan = plan_memory(model, footprint, stages, experts, limits);
+    if (!plan) return plan;
+  }
+  c.cache.kv_tokens = plan->kv_tokens;
+  c.cache.max_context_tokens = std::min<std::int64_t>(c.cache.max_context_tokens, plan->kv_tokens);
+  return plan;
+}
+
+std::string last_part(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path.substr(path.find_last_of('/') + 1);
+}
+
+}  // namespace
+
+Result<CellSetup> make_cell_setup(ClusterConfig config) {
+  if (config.model.path.empty()) {
+    return invalid("model.path", "is empty: give a Hugging Face folder or a .gguf file");
+  }
+  Result<ModelConfig> model = load_model_config(config.model.path);
+  if (!model) return model.error();
+  if (config.model.served_name.empty()) config.model.served_name = last_part(config.model.path);
+  if (Result<void> ok = settle_context(config, *model); !ok) return ok.error();
+  settle_threads(config);
+  Result<const kernels::KernelTable*> table = kernels::select_table(isa_word(config.grid.isa));
+  if (!table) return table.error();
+
+  Result<TensorSource> source = TensorSource::open(config.model.path);
+  if (!source) return source.error();
+  Result<WeightFootprint> footprint = measure_weights(*source, *model);
+  if (!footprint) return footprint.error();
+  Result<std::vector<StageRange>> stages = cut_stages(weight_costs(*footprint), config.grid.stages);
+  if (!stages) return stages.error();
+  Result<std::vector<std::vector<std::int32_t>>> experts =
+      split_experts(model->num_experts, config.grid.lanes);
+  if (!experts) return experts.error();
+  Result<MemoryPlan> memory = settle_memory(config, *model, *footprint, *source, *stages, *experts);
+  if (!memory) return memory.error();
+
+  const int moe_layers = model->num_experts > 0 ? model->num_layers() - model->num_dense_layers : 0;
+  parallel::ExpertPlacement placement = parallel::ExpertPlacement::contiguous(
+      std::max(1, moe_layers), std::max(1, model->num_experts), config.grid.lanes);
+  std::string print = fingerprint(*source, config, (*table)->name);
+  return CellSetup{std::move(config),  std::move(*model),   std::move(*source),
+                   std::move(*stages), std::move(*experts), std::move(placement),
+                   std::move(*memory), std::move(print),    *table};
+}
+
+SchedulerLimits CellSetup::scheduler_limits() const {
+  SchedulerLimits limits;
+  limits.stages = static_cast<std::uint32_t>(config.grid.stages);
+  limits.lanes = static_cast<std::uint32_t>(config.grid.lanes);
+  limits.max_sequences = static_cast<std::uint32_t>(config.cache.max_sequences);
+  limits.blocks = static_cast<std::uint32_t>(memory.kv_blocks);
+  limits.block_tokens = static_cast<std::uint32_t>(config.cache.block_tokens);
+  limits.max_step_tokens = static_cast<std::uint32_t>(config.scheduler.max_step_tokens);
+  limits.prefill_chunk_tokens = static_cast<std::uint32_t>(config.scheduler.prefill_chunk_tokens);
+  limits.max_context_tokens = static_cast<std::uint32_t>(config.cache.max_context_tokens);
+  limits.max_waiting = static_cast<std::uint32_t>(config.scheduler.max_waiting);
+  limits.vocab_size = model.vocab_size;
+  limits.exchange = config.scheduler.exchange;
+  return limits;
+}
+
+WorkerOptions CellSetup::worker_options() const {
+  const SchedulerLimits s = scheduler_limits();
+  WorkerOptions options;
+  options.limits = {s.max_step_tokens, s.max_sequences, s.max_context_tokens,
+                    s.blocks,          s.block_tokens,  s.vocab_size};
+  options.kv_dtype = plan_limits(config).kv_dtype;
+  options.threads = config.grid.threads_per_rank;
+  options.kernels = kernels;
+  options.all_gather = config.scheduler.exchange == ExchangeChoice::kAllGather;
+  return options;
+}
+
+RankShard CellSetup::shard(parallel::GridPosition position) const {
+  return make_shard(model, stages, position.stage, placement.local_experts(0, position.lane));
+}
+
+CellInfo CellSetup::cell_info(std::uint64_t epoch) const {
+  const SchedulerLimits s = scheduler_limits();
+  CellInfo info;
+  info.cell_id = config.cell.id;
+  info.epoch = epoch;
+  info.model_fingerprint = fingerprint;
+  info.max_context = s.max_context_tokens;
+  info.max_sequences = s.max_sequences * s.lanes;
+  info.kv_tokens = static_cast<std::uint64_t>(memory.kv_tokens) * s.lanes;
+  info.stages = s.stages;
+  info.lanes = s.lanes;
+  return info;
+}
+
+std::string describe(const CellSetup& setup) {
+  const ModelConfig& m = setup.model;
+  const ClusterConfig& c = setup.config;
+  const auto conv = std::count(m.layers.begin(), m.layers.end(), LayerKind::kShortConv);
+  std::string text = fmt::format(
+      "model    {} ({}): {} layers ({} short conv, {} attention), hidden {}, vocabulary {}",
+      c.model.served_name, m.model_type, m.num_layers(), conv, m.num_layers() - conv, m.hidden_size,
+      m.vocab_size);
+  if (m.num_experts > 0) {
+    text += fmt::format(", {} experts top-{} in {} layers", m.num_experts, m.num_experts_per_tok,
+                        m.num_layers() - m.num_dense_layers);
+  }
+  text += fmt::format(
+      "\ngrid     {} stages x {} lanes x {} cells, {} threads a worker, {} kernels\n"
+      "serving  {} sequences a lane, context {} tokens, KV {} tokens a lane\n{}",
+      c.grid.stages, c.grid.lanes, c.grid.cells, c.grid.threads_per_rank, setup.kernels->name,
+      c.cache.max_sequences, c.cache.max_context_tokens, setup.memory.kv_tokens,
+      format_plan(setup.memory));
+  return text;
+}
+
+}  // namespace millrace

@@ -1,0 +1,131 @@
+#include "cli/gateway_process.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+namespace millrace {
+
+namespace {
+
+using std::chrono::milliseconds;
+
+// HTTP-level counts; what concerns tokens is counted by the gateway itself.
+class HttpMetrics final : public net::ApiObserver {
+ public:
+  explicit HttpMetrics(Exporter& exporter) : exporter_(exporter) {}
+
+  void rejected(std::string_view route, unsigned status, std::string_view) override {
+    count(route, status);
+  }
+  void finished(const net::RequestOutcome& outcome) override {
+    if (outcome.end == net::RequestEnd::kComplete) count(outcome.start.route, 200);
+    if (outcome.end == net::RequestEnd::kClientGone) count(outcome.start.route, 499);
+  }
+
+ private:
+  void count(std::string_view route, unsigned status) {
+    exporter_.counter<Metric::kHttpRequests>(std::string(route), std::to_string(status)).add();
+  }
+  Exporter& exporter_;
+};
+
+net::GatewayConfig gateway_config(const ClusterConfig& c, std::string fingerprint) {
+  net::GatewayConfig g;
+  g.cells.listen_address = c.gateway.cell_host;
+  g.cells.port = static_cast<std::uint16_t>(c.gateway.cell_port);
+  g.cells.model_fingerprint = std::move(fingerprint);
+  g.cells.heartbeat_limit = milliseconds(c.deadlines.heartbeat_limit_ms);
+  g.cells.progress_limit = milliseconds(c.deadlines.progress_limit_ms);
+  g.cells.stall_limit = milliseconds(2 * c.deadlines.step_ms);
+  g.max_queued_sequences = static_cast<std::uint32_t>(c.gateway.max_queued_requests);
+  g.max_queued_tokens = static_cast<std::uint64_t>(c.gateway.max_queued_tokens);
+  g.queue_timeout = milliseconds(c.gateway.queue_timeout_ms);
+  g.stream_buffer_tokens = static_cast<std::uint32_t>(c.gateway.stream_buffer_tokens);
+  return g;
+}
+
+net::HttpServerConfig http_config(const ClusterConfig& c) {
+  net::HttpServerConfig h;
+  h.address = c.gateway.host;
+  h.port = static_cast<std::uint16_t>(c.gateway.port);
+  h.limits.max_connections = static_cast<std::uint32_t>(c.gateway.max_connections);
+  h.limits.max_body_bytes = static_cast<std::size_t>(c.gateway.max_body_bytes);
+  h.limits.header_timeout = milliseconds(c.gateway.header_timeout_ms);
+  h.limits.body_timeout = milliseconds(c.gateway.body_timeout_ms);
+  h.limits.idle_timeout = milliseconds(c.gateway.idle_timeout_ms);
+  h.limits.write_timeout = milliseconds(c.gateway.write_timeout_ms);
+  h.cors.allowed_origins = c.gateway.cors_origins;
+  return h;
+}
+
+net::ApiConfig api_config(const ClusterConfig& c, const ModelConfig& model,
+                          std::vector<std::string> keys) {
+  net::ApiConfig a;
+  a.http = http_config(c);
+  a.model_names = {c.model.served_name};
+  a.limits.max_n = static_cast<std::uint32_t>(c.gateway.max_n);
+  a.limits.vocab_size = model.vocab_size;
+  a.limits.max_context = static_cast<std::uint32_t>(c.cache.max_context_tokens);
+  a.eos_token_ids = model.eos_token_ids;
+  a.api_keys = std::move(keys);
+  a.guard_metrics = c.gateway.guard_metrics;
+  a.overload_as_429 = c.gateway.overload_status == OverloadStatus::k429;
+  a.keep_alive = milliseconds(c.gateway.sse_keepalive_ms);
+  return a;
+}
+
+}  // namespace
+
+GatewayProcess::GatewayProcess(TextModel text, const std::string& model_name)
+    : text_(std::move(text)), exporter_(ExporterConfig{.model_name = model_name}) {}
+
+Result<std::unique_ptr<GatewayProcess>> GatewayProcess::start(boost::asio::io_context& io,
+                                                              const ClusterConfig& config,
+                                                              std::string fingerprint) {
+  Result<ModelConfig> model = load_model_config(config.model.path);
+  if (!model) return model.error();
+  Result<TextModel> text = load_text_model(config.model.path);
+  if (!text) return text.error();
+  if (text->tokenizer.vocab_size() > model->vocab_size) {
+    return invalid("model.path",
+                   fmt::format("the tokenizer has {} tokens, the model only {} embeddings",
+                               text->tokenizer.vocab_size(), model->vocab_size));
+  }
+  Result<std::vector<std::string>> keys = load_api_keys(config.gateway);
+  if (!keys) return keys.error();
+
+  std::unique_ptr<GatewayProcess> p(new GatewayProcess(std::move(*text), config.model.served_name));
+  p->observer_ = std::make_unique<HttpMetrics>(p->exporter_);
+  auto gateway = net::Gateway::start(io.get_executor(),
+                                     gateway_config(config, std::move(fingerprint)), &p->exporter_);
+  if (!gateway) return gateway.error();
+  p->gateway_ = std::move(*gateway);
+  const text::ChatTemplate* chat = p->text_.chat_template ? &*p->text_.chat_template : nullptr;
+  Exporter* exporter = &p->exporter_;
+  p->api_ = std::make_unique<net::ApiServer>(
+      io.get_executor(), api_config(config, *model, std::move(*keys)), p->text_.tokenizer, chat,
+      *p->gateway_, p->observer_.get(), [exporter] { return exporter->render(); });
+  if (auto port = p->api_->start(); !port) {
+    p->gateway_->stop();
+    return port.error();
+  }
+  return p;
+}
+
+boost::asio::awaitable<bool> GatewayProcess::drain(milliseconds limit) {
+  api_->announce_drain();
+  api_->begin_drain();
+  const bool streams = co_await gateway_->drain(limit);
+  constexpr milliseconds kLastBytes{2'000};  // answers that are made but not yet written
+  const bool written = co_await api_->drained(kLastBytes);
+  stop();
+  if (!written) co_await api_->drained(kLastBytes);
+  co_return streams;
+}
+
+void GatewayProcess::stop() {
+  api_->stop();
+  gateway_->stop();
+}
+
+}  // namespace millrace

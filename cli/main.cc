@@ -1,0 +1,211 @@
+// The `millrace` command: options to configuration, then into one of the commands.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <random>
+
+#include "cli/bench.h"
+#include "cli/cell_setup.h"
+#include "cli/logging.h"
+#include "cli/serve_command.h"
+#include "cli/text_commands.h"
+#include "cli/worker_command.h"
+#include "config/cluster_config.h"
+
+namespace millrace {
+namespace {
+
+// The options that most commands share: a configuration file and fields given on the command line,
+// which win over it.
+class ConfigOptions {
+ public:
+  void add(CLI::App& app, const std::string& embedded_default) {
+    embedded_default_ = embedded_default;
+    app.add_option("--config", file_, "YAML configuration (see config/default.yaml)")
+        ->check(CLI::ExistingFile);
+    app.add_option("--model", model_, "Hugging Face folder or .gguf file [model.path]");
+    app.add_option("--stages", stages_, "pipeline stages of a cell [grid.stages]");
+    app.add_option("--lanes", lanes_, "expert lanes of a stage [grid.lanes]");
+    app.add_option("--set", sets_, "any field, as section.field=value; may be repeated");
+  }
+  void add_serving(CLI::App& app) {
+    app.add_option("--cells", cells_, "cells, each a full copy of the model [grid.cells]");
+    app.add_option("--host", host_, "address of the HTTP API [gateway.host]");
+    app.add_option("--port", port_, "port of the HTTP API, 0 for any free one [gateway.port]");
+    app.add_flag("--embedded", embedded_, "run cells as threads, without mpirun [grid.embedded]");
+  }
+
+  Result<ClusterConfig> load() const {
+    std::vector<std::string> overrides;
+    const auto set = [&overrides](const char* field, const std::string& value) {
+      if (!value.empty()) overrides.push_back(fmt::format("{}={}", field, value));
+    };
+    set("grid.embedded", embedded_ ? "true" : (file_.empty() ? embedded_default_ : ""));
+    set("model.path", model_);
+    set("grid.stages", stages_);
+    set("grid.lanes", lanes_);
+    set("grid.cells", cells_);
+    set("gateway.host", host_);
+    set("gateway.port", port_);
+    overrides.insert(overrides.end(), sets_.begin(), sets_.end());
+    return file_.empty() ? parse_cluster_config("", "command line", overrides)
+                         : load_cluster_config(file_, overrides);
+  }
+
+ private:
+  std::string embedded_default_;
+  std::string file_, model_, stages_, lanes_, cells_, host_, port_;
+  std::vector<std::string> sets_;
+  bool embedded_ = false;
+};
+
+// Runs `command` with the loaded configuration; a bad one is told and gives status 2.
+template <class F>
+int with_config(const ConfigOptions& options, F command) {
+  Result<ClusterConfig> config = options.load();
+  if (!config) {
+    fmt::print(stderr, "millrace: {}\n", config.error().to_string());
+    return 2;
+  }
+  set_up_logging(config->logging);
+  return command(*config);
+}
+
+int run_plan(const ClusterConfig& config) {
+  const Result<CellSetup> setup = make_cell_setup(config);
+  if (!setup) {
+    fmt::print(stderr, "millrace: {}\n", setup.error().to_string());
+    return 1;
+  }
+  fmt::print("{}\n", describe(*setup));
+  return 0;
+}
+
+void add_sampling(CLI::App& app, SamplingParams& p) {
+  app.add_option("--temperature", p.temperature, "0 is greedy")->capture_default_str();
+  app.add_option("--top-k", p.top_k, "0 is off")->capture_default_str();
+  app.add_option("--top-p", p.top_p)->capture_default_str();
+  app.add_option("--min-p", p.min_p)->capture_default_str();
+  app.add_option("--repetition-penalty", p.repetition_penalty)->capture_default_str();
+  app.add_option("--presence-penalty", p.presence_penalty)->capture_default_str();
+  app.add_option("--frequency-penalty", p.frequency_penalty)->capture_default_str();
+  app.add_option("--seed", p.seed, "of the draws; random when not given");
+}
+
+// Everything the parser writes into; lives as long as the run.
+struct Options {
+  ConfigOptions serve, gateway, cell, plan, generate, perplexity;
+  GenerateCommand generate_command;
+  PerplexityCommand perplexity_command;
+  TokenizeCommand tokenize_command;
+  WorkerCommand worker_command;
+  bool defaults = false;
+};
+
+void add_servers(CLI::App& app, Options& o, int& status) {
+  auto* serve = app.add_subcommand("serve", "gateway and cells on this machine");
+  o.serve.add(*serve, "false");
+  o.serve.add_serving(*serve);
+  serve->callback([&] { status = with_config(o.serve, run_serve); });
+
+  auto* gateway = app.add_subcommand("gateway", "the HTTP gateway alone; cells dial in");
+  o.gateway.add(*gateway, "false");
+  o.gateway.add_serving(*gateway);
+  gateway->callback([&] { status = with_config(o.gateway, run_gateway); });
+
+  auto* cell =
+      app.add_subcommand("cell", "one cell: starts and watches its mpirun, dials cell.gateways");
+  o.cell.add(*cell, "false");
+  cell->callback([&] { status = with_config(o.cell, run_cell); });
+
+  auto* plan =
+      app.add_subcommand("plan", "what would be placed where and how much memory it takes");
+  o.plan.add(*plan, "");
+  plan->callback([&] { status = with_config(o.plan, run_plan); });
+
+  auto* config = app.add_subcommand("config", "print every configuration field with its meaning");
+  config->callback([] { fmt::print("{}", default_yaml()); });
+}
+
+void add_text(CLI::App& app, Options& o, int& status) {
+  auto* generate = app.add_subcommand("generate", "continue a prompt on the terminal");
+  auto& g = o.generate_command;
+  o.generate.add(*generate, "true");
+  generate->add_option("prompt", g.prompt, "the text; - reads standard input")->required();
+  generate->add_flag("--chat", g.chat, "as a user message through the model's chat template");
+  generate->add_option("--system", g.system, "system message, with --chat");
+  generate->add_option("-n,--max-tokens", g.max_tokens)
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  generate->add_flag("--ignore-eos", g.ignore_eos, "go on after an end token");
+  g.sampling.seed = std::random_device{}();
+  add_sampling(*generate, g.sampling);
+  generate->callback([&] {
+    status = with_config(o.generate, [&](const ClusterConfig& c) {
+      o.generate_command.config = c;
+      return run_generate(o.generate_command);
+    });
+  });
+
+  auto* perplexity = app.add_subcommand("perplexity", "perplexity of a text file under the model");
+  auto& p = o.perplexity_command;
+  o.perplexity.add(*perplexity, "true");
+  perplexity->add_option("file", p.file, "UTF-8 text")->required()->check(CLI::ExistingFile);
+  perplexity->add_option("--window", p.window, "tokens of a window, BOS included")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1'000'000));
+  perplexity->add_flag("--json", p.json);
+  perplexity->callback([&] {
+    status = with_config(o.perplexity, [&](const ClusterConfig& c) {
+      o.perplexity_command.config = c;
+      return run_perplexity(o.perplexity_command);
+    });
+  });
+
+  auto* tokenize = app.add_subcommand("tokenize", "token ids of a text");
+  auto& t = o.tokenize_command;
+  tokenize->add_option("--model", t.model, "Hugging Face folder or .gguf file")->required();
+  tokenize->add_option("text", t.text, "the text; - reads standard input")->required();
+  tokenize->add_flag("!--no-special", t.add_special, "do not add BOS");
+  tokenize->add_flag("--ids", t.ids_only, "ids alone, one a line");
+  tokenize->callback([&] { status = run_tokenize(o.tokenize_command); });
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{
+      "Millrace serves Liquid AI's LFM2 models: a gateway with OpenAI's API, cells of pipeline "
+      "stages and expert lanes."};
+  app.set_version_flag("--version", "millrace 0.1.0");
+  app.require_subcommand(1);
+  Options options;
+  int status = 0;
+  add_servers(app, options, status);
+  add_text(app, options, status);
+  cli::add_bench_command(app, [&status](int result) { status = result; });
+
+  auto* worker = app.add_subcommand("worker", "one rank of a cell; started by `millrace cell`");
+  worker->add_option("--config", options.worker_command.config_file)->required();
+  worker->add_option("--epoch", options.worker_command.epoch)->required();
+  worker->callback([&] { status = run_worker_command(options.worker_command, &argc, &argv); });
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    const int code = app.exit(e);
+    return code == 0 ? 0 : 2;
+  }
+  return status;
+}
+
+}  // namespace
+}  // namespace millrace
+
+int main(int argc, char** argv) {
+  try {
+    return millrace::run(argc, argv);
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "millrace: {}\n", e.what());
+    return 1;
+  }
+}

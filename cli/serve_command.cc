@@ -1,0 +1,290 @@
+#include "cli/serve_command.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "cli/cell_setup.h"
+#include "cli/embedded_cell.h"
+#include "cli/endpoint_binding.h"
+#include "cli/gateway_process.h"
+#include "cli/launch.h"
+#include "coordinator/supervisor.h"
+
+namespace millrace {
+
+namespace {
+
+namespace asio = boost::asio;
+using std::chrono::milliseconds;
+
+int fail(const Error& error) {
+  fmt::print(stderr, "millrace: {}\n", error.to_string());
+  return 1;
+}
+
+std::string host_name() {
+  char name[256] = "localhost";
+  gethostname(name, sizeof name - 1);
+  return name;
+}
+
+// A file for the ranks: the configuration with no automatic value left. Removed with the object.
+class RankConfigFile {
+ public:
+  static Result<std::unique_ptr<RankConfigFile>> write(const ClusterConfig& config) {
+    std::string path = std::filesystem::temp_directory_path() / "millrace-config-XXXXXX";
+    const int fd = mkstemp(path.data());
+    if (fd < 0)
+      return Error{ErrorCode::kInternal, "", "no temporary file for the ranks' configuration"};
+    close(fd);
+    std::ofstream file(path);
+    file << to_yaml(config);  // without the API keys: ranks need none
+    file.close();
+    if (!file) return Error{ErrorCode::kInternal, "", path + ": cannot be written"};
+    return std::unique_ptr<RankConfigFile>(new RankConfigFile(path));
+  }
+  ~RankConfigFile() {
+    std::error_code ignored;
+    std::filesystem::remove(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  explicit RankConfigFile(std::string path) : path_(std::move(path)) {}
+  std::string path_;
+};
+
+// One line that says how far loading is; on a terminal it is written over itself.
+void show_progress(const std::string& cell, double share) {
+  if (isatty(STDERR_FILENO) != 0) {
+    fmt::print(stderr, "\r{}: loading {:3.0f} %", cell, share * 100);
+    if (share >= 1) fmt::print(stderr, "\n");
+  } else {
+    spdlog::info("{}: loading {:.0f} %", cell, share * 100);
+  }
+}
+
+// A cell of this machine, in either form.
+class LocalCell {
+ public:
+  virtual ~LocalCell() = default;
+  virtual void start() = 0;
+  virtual void stop() = 0;  // blocks until nothing of it is left
+};
+
+class SupervisedCell final : public LocalCell {
+ public:
+  SupervisedCell(const ClusterConfig& config, std::unique_ptr<RankConfigFile> file)
+      : file_(std::move(file)),
+        supervisor_(options(config, file_->path()),
+                    [id = config.cell.id](const SupervisorStatus& s) {
+                      if (s.phase == CellPhase::kLoading) show_progress(id, s.loaded);
+                      if (s.phase == CellPhase::kReady)
+                        spdlog::info("{}: ready, epoch {}", id, s.epoch);
+                    }) {}
+  void start() override { supervisor_.start(); }
+  void stop() override { supervisor_.stop(); }
+
+ private:
+  static SupervisorOptions options(const ClusterConfig& config, const std::string& file) {
+    SupervisorOptions o;
+    o.name = config.cell.id;
+    o.command = [config, file](std::uint64_t epoch, const std::string& scratch) {
+      return mpirun_command(config, file, epoch, scratch);
+    };
+    o.ready_deadline = milliseconds(config.deadlines.load_ms);
+    o.silence_limit = milliseconds(2 * config.deadlines.heartbeat_limit_ms);
+    o.backoff_min = milliseconds(config.cell.restart_backoff_min_ms);
+    o.backoff_max = milliseconds(config.cell.restart_backoff_max_ms);
+    return o;
+  }
+
+  std::unique_ptr<RankConfigFile> file_;
+  Supervisor supervisor_;
+};
+
+class ThreadedCell final : public LocalCell {
+ public:
+  ThreadedCell(const CellSetup& setup, std::uint64_t epoch, std::string id, std::string gateway,
+               std::function<void(const std::string&)> on_failure)
+      : setup_(setup),
+        id_(std::move(id)),
+        binding_(setup, epoch, id_, {std::move(gateway)}),
+        on_failure_(std::move(on_failure)) {}
+  void start() override {
+    CoordinatorHooks hooks;
+    hooks.on_loading = [id = id_](double share) { show_progress(id, share); };
+    hooks.on_ready = [id = id_](Cell&) { spdlog::info("{}: ready", id); };
+    hooks.cell.on_failure = on_failure_;
+    binding_.bind(hooks);
+    ranks_ = std::make_unique<EmbeddedCell>(setup_, std::move(hooks));
+  }
+  void stop() override { ranks_.reset(); }
+
+ private:
+  const CellSetup& setup_;
+  std::string id_;
+  EndpointBinding binding_;
+  std::function<void(const std::string&)> on_failure_;
+  std::unique_ptr<EmbeddedCell> ranks_;
+};
+
+// Waits for SIGINT or SIGTERM; a second one ends the process at once (its cells end with it).
+asio::awaitable<void> wait_for_signal() {
+  asio::signal_set signals(co_await asio::this_coro::executor, SIGINT, SIGTERM);
+  const int number = co_await signals.async_wait(asio::use_awaitable);
+  spdlog::info("{}: draining; again to stop at once",
+               number == SIGINT ? "interrupted" : "terminated");
+}
+
+void stop_all(std::vector<std::unique_ptr<LocalCell>>& cells) {
+  std::vector<std::thread> threads;
+  for (auto& cell : cells) threads.emplace_back([&cell] { cell->stop(); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+asio::awaitable<void> announce_when_ready(GatewayProcess& gateway, std::string url,
+                                          std::string model) {
+  asio::steady_timer timer(co_await asio::this_coro::executor);
+  while (!gateway.gateway().status().ready) {
+    timer.expires_after(milliseconds(50));
+    co_await timer.async_wait(asio::use_awaitable);
+  }
+  fmt::print(
+      "\nMillrace serves {0} at {1}\n\n  curl {1}/v1/chat/completions -H 'Content-Type: "
+      "application/json' "
+      "-d '{{\"model\": \"{0}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Tell me about "
+      "the "
+      "sea.\"}}], \"max_tokens\": 64}}'\n\n",
+      model, url);
+  std::fflush(stdout);
+}
+
+// Serves until a signal, then drains. `cells` may be empty.
+int serve_until_signal(asio::io_context& io, GatewayProcess& gateway, const ClusterConfig& config,
+                       std::vector<std::unique_ptr<LocalCell>>& cells, const std::string& failure) {
+  int status = 0;
+  asio::co_spawn(
+      io,
+      [&]() -> asio::awaitable<void> {
+        co_await wait_for_signal();
+        asio::co_spawn(
+            io,
+            [&io]() -> asio::awaitable<void> {
+              co_await wait_for_signal();
+              _exit(130);
+            },
+            asio::detached);
+        const bool all = co_await gateway.drain(milliseconds(config.deadlines.drain_ms));
+        if (!all) spdlog::warn("some streams were cut at deadlines.drain_ms");
+        status = all ? 0 : 1;
+        io.stop();
+      },
+      asio::detached);
+  const std::string url = fmt::format(
+      "http://{}:{}", config.gateway.host == "0.0.0.0" ? "127.0.0.1" : config.gateway.host,
+      gateway.port());
+  asio::co_spawn(io, announce_when_ready(gateway, url, config.model.served_name), asio::detached);
+  for (auto& cell : cells) cell->start();
+  io.run();
+  stop_all(cells);
+  if (!failure.empty()) {
+    fmt::print(stderr, "millrace: {}\n", failure);
+    return 1;
+  }
+  return status;
+}
+
+}  // namespace
+
+int run_serve(const ClusterConfig& given) {
+  Result<CellSetup> setup = make_cell_setup(given);
+  if (!setup) return fail(setup.error());
+  ClusterConfig config = setup->config;
+  fmt::print("{}\n", describe(*setup));
+  std::fflush(stdout);
+
+  asio::io_context io(1);
+  auto gateway = GatewayProcess::start(io, config, setup->fingerprint);
+  if (!gateway) return fail(gateway.error());
+  config.cell.gateways = {fmt::format("{}:{}", config.gateway.cell_host, (*gateway)->cell_port())};
+
+  std::string failure;
+  std::vector<std::unique_ptr<LocalCell>> cells;
+  for (int i = 0; i < config.grid.cells; ++i) {
+    ClusterConfig one = config;
+    one.cell.id = fmt::format("{}-{}", given.cell.id.empty() ? host_name() : given.cell.id, i);
+    if (config.grid.embedded) {
+      const auto epoch =
+          static_cast<std::uint64_t>(std::chrono::duration_cast<milliseconds>(
+                                         std::chrono::system_clock::now().time_since_epoch())
+                                         .count());
+      cells.push_back(std::make_unique<ThreadedCell>(*setup, epoch, one.cell.id,
+                                                     config.cell.gateways[0],
+                                                     [&io, &failure](const std::string& why) {
+                                                       asio::post(io, [&io, &failure, why] {
+                                                         failure = why;
+                                                         io.stop();
+                                                       });
+                                                     }));
+    } else {
+      auto file = RankConfigFile::write(one);
+      if (!file) return fail(file.error());
+      cells.push_back(std::make_unique<SupervisedCell>(one, std::move(*file)));
+    }
+  }
+  return serve_until_signal(io, **gateway, config, cells, failure);
+}
+
+int run_gateway(const ClusterConfig& given) {
+  ClusterConfig config = given;
+  if (config.model.path.empty()) {
+    return fail(invalid("model.path", "the gateway needs the model's tokenizer and template"));
+  }
+  if (config.model.served_name.empty()) {
+    config.model.served_name =
+        std::filesystem::path(config.model.path).lexically_normal().filename();
+  }
+  asio::io_context io(1);
+  auto gateway = GatewayProcess::start(io, config, "");
+  if (!gateway) return fail(gateway.error());
+  spdlog::info("gateway: cells may dial {}:{}", config.gateway.cell_host, (*gateway)->cell_port());
+  std::vector<std::unique_ptr<LocalCell>> none;
+  return serve_until_signal(io, **gateway, config, none, "");
+}
+
+int run_cell(const ClusterConfig& given) {
+  if (given.cell.gateways.empty()) {
+    return fail(invalid("cell.gateways", "name at least one gateway as host:port"));
+  }
+  Result<CellSetup> setup = make_cell_setup(given);
+  if (!setup) return fail(setup.error());
+  fmt::print("{}\n", describe(*setup));
+  std::fflush(stdout);
+  ClusterConfig config = setup->config;
+  if (config.cell.id.empty()) config.cell.id = host_name() + "-0";
+  auto file = RankConfigFile::write(config);
+  if (!file) return fail(file.error());
+  std::vector<std::unique_ptr<LocalCell>> cells;
+  cells.push_back(std::make_unique<SupervisedCell>(config, std::move(*file)));
+  asio::io_context io(1);
+  asio::co_spawn(io, wait_for_signal(), [&io](const std::exception_ptr&) { io.stop(); });
+  cells[0]->start();
+  io.run();
+  stop_all(cells);
+  return 0;
+}
+
+}  // namespace millrace

@@ -1,0 +1,21 @@
+// The text side of a model: its tokenizer and chat template, from the same path as its weights.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "config/result.h"
+#include "net/text/chat_template.h"
+#include "net/text/tokenizer.h"
+
+namespace millrace {
+
+struct TextModel {
+  text::Tokenizer tokenizer;
+  std::optional<text::ChatTemplate> chat_template;  // none shipped: chat requests are refused
+};
+
+// `path`: a Hugging Face folder or a .gguf file.
+Result<TextModel> load_text_model(const std::string& path);
+
+}  // namespace millrace

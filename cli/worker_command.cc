@@ -1,0 +1,170 @@
+#include "cli/worker_command.h"
+
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/prctl.h>
+
+#include <condition_variable>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <mutex>
+#include <span>
+#include <thread>
+
+#include "cli/cell_ranks.h"
+#include "cli/endpoint_binding.h"
+#include "cli/logging.h"
+#include "coordinator/status_line.h"
+#include "parallel/mpi_communicator.h"
+
+namespace millrace {
+
+namespace {
+
+void say(const StatusLine& line) {
+  std::fputs((format_status_line(line) + "\n").c_str(), stdout);
+  std::fflush(stdout);
+}
+
+// Passes SIGUSR1, which the supervisor sends through mpirun, on to the cell as a polite stop. The
+// signal is blocked in all threads; one waits for it.
+class StopSignal {
+ public:
+  static void block() {
+    sigset_t set = usr1();
+    pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  }
+  bool pending() const {
+    sigset_t set{};
+    sigpending(&set);
+    return sigismember(&set, SIGUSR1) == 1;
+  }
+  // Calls `stop` at the signal, on another thread.
+  template <class F>
+  void watch(F stop) {
+    thread_ = std::thread([stop] {
+      sigset_t set = usr1();
+      int number = 0;
+      sigwait(&set, &number);
+      stop();
+    });
+  }
+  void end() {
+    if (!thread_.joinable()) return;
+    pthread_kill(thread_.native_handle(), SIGUSR1);
+    thread_.join();
+  }
+
+ private:
+  static sigset_t usr1() {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    return set;
+  }
+  std::thread thread_;
+};
+
+// "beat" lines for the supervisor while the coordinator's own loop lives.
+class Beat {
+ public:
+  Beat(const Cell& cell, std::chrono::milliseconds interval, std::chrono::milliseconds limit)
+      : thread_([this, &cell, interval, limit] {
+          std::unique_lock lock(mutex_);
+          while (!wake_.wait_for(lock, interval, [this] { return ended_; })) {
+            if (cell.status().ms_since_progress < static_cast<std::uint64_t>(limit.count())) {
+              say({StatusLine::Kind::kBeat, 0, ""});
+            }
+          }
+        }) {}
+  ~Beat() {
+    {
+      const std::lock_guard lock(mutex_);
+      ended_ = true;
+    }
+    wake_.notify_one();
+    thread_.join();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool ended_ = false;
+  std::thread thread_;
+};
+
+// Until the configuration is known, which holds the real one.
+constexpr std::chrono::milliseconds kStartDeadline{60'000};
+
+// Rank 0 reads the file and hands the text to all, so that other nodes need no copy of it.
+ClusterConfig share_config(const std::string& path, parallel::Communicator& world) {
+  std::string text;
+  if (world.rank() == 0) {
+    std::ifstream file(path);
+    text.assign(std::istreambuf_iterator<char>(file), {});
+    if (text.empty()) throw std::runtime_error(path + ": is missing or empty");
+  }
+  std::uint64_t size = text.size();
+  world.broadcast(0, std::as_writable_bytes(std::span(&size, 1)));
+  text.resize(size);
+  world.broadcast(0, std::as_writable_bytes(std::span(text.data(), text.size())));
+  Result<ClusterConfig> config = parse_cluster_config(text, path);
+  if (!config) throw std::runtime_error(config.error().to_string());
+  return std::move(*config);
+}
+
+bool coordinate(const CellSetup& setup, parallel::Communicator& world, std::uint64_t epoch) {
+  StopSignal signal;
+  std::unique_ptr<Beat> beat;
+  EndpointBinding endpoint(setup, epoch, setup.config.cell.id, setup.config.cell.gateways);
+  CoordinatorHooks hooks;
+  hooks.give_up = [&] { return signal.pending(); };
+  hooks.on_loading = [](double share) { say({StatusLine::Kind::kLoading, share, ""}); };
+  hooks.on_ready = [&](Cell& cell) {
+    beat = std::make_unique<Beat>(
+        cell, std::chrono::milliseconds(setup.config.deadlines.heartbeat_interval_ms),
+        std::chrono::milliseconds(2 * setup.config.deadlines.step_ms));
+    signal.watch([&cell] { cell.stop(); });
+    say({StatusLine::Kind::kReady, 0, ""});
+  };
+  hooks.on_ended = [&] {
+    signal.end();
+    beat.reset();
+  };
+  hooks.cell.on_failure = [](const std::string& reason) {
+    say({StatusLine::Kind::kFailed, 0, reason});
+  };
+  endpoint.bind(hooks);
+  return run_coordinator_rank(setup, world, hooks);
+}
+
+}  // namespace
+
+int run_worker_command(const WorkerCommand& command, int* argc, char*** argv) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);  // mpirun gone for whatever reason: nobody else would end us
+  StopSignal::block();
+  parallel::CommOptions options;
+  options.deadline = kStartDeadline;
+  parallel::MpiRuntime mpi(argc, argv, options);
+  const std::unique_ptr<parallel::Communicator> world = mpi.world();
+  const bool first = world->rank() == 0;
+  try {
+    ClusterConfig config = share_config(command.config_file, *world);
+    set_up_logging(config.logging);
+    world->set_deadline(std::chrono::milliseconds(config.deadlines.collective_ms));
+    Result<CellSetup> setup = make_cell_setup(std::move(config));
+    if (!setup) throw std::runtime_error(setup.error().to_string());
+    if (!first) {
+      run_worker_rank(*setup, *world);
+      return 0;
+    }
+    if (coordinate(*setup, *world, command.epoch)) return 0;
+  } catch (const std::exception& e) {
+    spdlog::error("rank {}: {}", world->rank(), e.what());
+    if (first) say({StatusLine::Kind::kFailed, 0, e.what()});
+  }
+  parallel::exit_after_failure();
+}
+
+}  // namespace millrace

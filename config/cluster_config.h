@@ -1,0 +1,449 @@
+// The whole configuration of Millrace as one tree of plain values, and its only loader.
+//
+// Each section is a struct whose members carry the defaults, followed by fields(): the table that
+// gives every member its range and meaning, once. Parsing, checking, overrides,
+// config/default.yaml, the dump of the effective configuration and the reference page are all
+// driven by these tables (config/config_tables.h) and so cannot drift apart. Nothing else reads
+// YAML or the environment.
+//
+// Everything here is a value; nothing is shared between threads.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/config_field.h"
+#include "config/result.h"
+
+namespace millrace {
+
+enum class Isa : std::uint8_t { kAuto, kAvx512, kAvx2, kPortable, kReference };
+enum class KvDtype : std::uint8_t { kF32, kBf16 };
+enum class ExchangeChoice : std::uint8_t { kAuto, kFixed, kExact, kAllGather };
+enum class OverloadStatus : std::uint16_t { k503 = 503, k429 = 429 };
+enum class LogLevel : std::uint8_t { kTrace, kDebug, kInfo, kWarn, kError };
+enum class LogFormat : std::uint8_t { kText, kJson };
+
+inline constexpr EnumNames<Isa, 5> enum_names(Isa) {
+  return {{{"auto", Isa::kAuto},
+           {"avx512", Isa::kAvx512},
+           {"avx2", Isa::kAvx2},
+           {"portable", Isa::kPortable},
+           {"reference", Isa::kReference}}};
+}
+inline constexpr EnumNames<KvDtype, 2> enum_names(KvDtype) {
+  return {{{"f32", KvDtype::kF32}, {"bf16", KvDtype::kBf16}}};
+}
+inline constexpr EnumNames<ExchangeChoice, 4> enum_names(ExchangeChoice) {
+  return {{{"auto", ExchangeChoice::kAuto},
+           {"fixed", ExchangeChoice::kFixed},
+           {"exact", ExchangeChoice::kExact},
+           {"all_gather", ExchangeChoice::kAllGather}}};
+}
+inline constexpr EnumNames<OverloadStatus, 2> enum_names(OverloadStatus) {
+  return {{{"503", OverloadStatus::k503}, {"429", OverloadStatus::k429}}};
+}
+inline constexpr EnumNames<LogLevel, 5> enum_names(LogLevel) {
+  return {{{"trace", LogLevel::kTrace},
+           {"debug", LogLevel::kDebug},
+           {"info", LogLevel::kInfo},
+           {"warn", LogLevel::kWarn},
+           {"error", LogLevel::kError}}};
+}
+inline constexpr EnumNames<LogFormat, 2> enum_names(LogFormat) {
+  return {{{"text", LogFormat::kText}, {"json", LogFormat::kJson}}};
+}
+
+// Longest wait that may be configured: a day. A longer one is a mistake of unit.
+inline constexpr double kMaxWaitMs = 86'400'000;
+inline constexpr double kMaxBytes = 1LL << 50;
+inline constexpr double kMaxTokens = std::numeric_limits<std::int32_t>::max();
+
+struct ModelSection {
+  std::string path;
+  std::string served_name;
+  bool prefault = true;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"path", "Hugging Face folder (config.json, safetensors) or .gguf file of the model."},
+      s.path);
+    v({"served_name", "Name that clients see and ask for. Empty: the last part of model.path."},
+      s.served_name);
+    v({"prefault",
+       "Read the weights into memory before the cell calls itself ready, so that no request pays "
+       "for a page fault."},
+      s.prefault);
+  }
+};
+
+struct GridSection {
+  std::int32_t stages = 1;
+  std::int32_t lanes = 1;
+  std::int32_t cells = 1;
+  bool embedded = true;
+  std::int32_t threads_per_rank = 0;
+  Isa isa = Isa::kAuto;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"stages", "Pipeline stages of a cell (P): the layers are cut into this many parts.", 1, 64},
+      s.stages);
+    v({"lanes",
+       "Expert lanes of a stage (E): each lane runs its own sequences and owns a share of every "
+       "layer's experts. A cell has stages x lanes workers.",
+       1, 64},
+      s.lanes);
+    v({"cells", "Cells, that is full copies of the model, that serve starts on this machine.", 1,
+       64},
+      s.cells);
+    v({"embedded",
+       "Run the cells as threads of the gateway's process, without mpirun. Simplest on one "
+       "machine; "
+       "a crash then ends everything."},
+      s.embedded);
+    v({"threads_per_rank",
+       "Compute threads of each worker. 0: the cores of this machine divided by its workers.", 0,
+       1024},
+      s.threads_per_rank);
+    v({"isa",
+       "Instruction set of the CPU kernels. auto: the best that this processor has. reference: the "
+       "slow definition, for checking the others. Results are bit-equal only within one choice."},
+      s.isa);
+  }
+};
+
+struct CacheSection {
+  std::int32_t block_tokens = 32;
+  std::int64_t kv_tokens = 0;
+  std::int64_t memory_bytes = 0;
+  double memory_fraction = 0.5;
+  KvDtype kv_dtype = KvDtype::kBf16;
+  std::int32_t max_sequences = 32;
+  std::int64_t max_context_tokens = 0;
+  bool prefix_cache = true;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"block_tokens", "Tokens of one KV block.", 1, 1024}, s.block_tokens);
+    v({"kv_tokens",
+       "KV cache of one lane, in tokens; rounded down to whole blocks. 0: as many as fit into "
+       "cache.memory_bytes.",
+       0, 1e12},
+      s.kv_tokens);
+    v({"memory_bytes",
+       "Memory of one worker for KV blocks and conv slots. 0: cache.memory_fraction decides. Not "
+       "used when cache.kv_tokens is given.",
+       0, kMaxBytes},
+      s.memory_bytes);
+    v({"memory_fraction",
+       "Share of the memory that is free after the weights are loaded, divided among this "
+       "machine's "
+       "workers, for KV blocks and conv slots. Used when kv_tokens and memory_bytes are both 0.",
+       0, 0.98, true},
+      s.memory_fraction);
+    v({"kv_dtype",
+       "Number format of cached keys and values. bf16 halves the memory and changes the numbers a "
+       "little, the same way on every grid."},
+      s.kv_dtype);
+    v({"max_sequences", "Sequences that one lane runs at the same time.", 1, 65536},
+      s.max_sequences);
+    v({"max_context_tokens",
+       "Longest sequence, prompt and answer together. 0: what the model allows, or the lane's KV "
+       "cache if that is smaller.",
+       0, kMaxTokens},
+      s.max_context_tokens);
+    v({"prefix_cache", "Reuse the cached blocks of earlier requests with the same beginning."},
+      s.prefix_cache);
+  }
+};
+
+struct SchedulerSection {
+  std::int32_t max_step_tokens = 512;
+  std::int32_t prefill_chunk_tokens = 256;
+  ExchangeChoice exchange = ExchangeChoice::kAuto;
+  std::int32_t max_waiting = 1024;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"max_step_tokens",
+       "Most tokens of one lane in one step, decodes and prefill chunks together. Sizes the "
+       "activation buffers.",
+       1, 65536},
+      s.max_step_tokens);
+    v({"prefill_chunk_tokens",
+       "Longest piece of one prompt in one step. Smaller: steadier gaps between the tokens of "
+       "others; larger: faster first tokens.",
+       1, 65536},
+      s.prefill_chunk_tokens);
+    v({"exchange",
+       "How tokens travel between expert lanes. auto: fixed for decode steps, exact for prefill. "
+       "All "
+       "give the same bits."},
+      s.exchange);
+    v({"max_waiting",
+       "Sequences a cell holds beyond those it runs; more are refused to the gateway.", 0, 1e6},
+      s.max_waiting);
+  }
+};
+
+struct GatewaySection {
+  std::string host = "127.0.0.1";
+  std::int32_t port = 8000;
+  std::string cell_host = "127.0.0.1";
+  std::int32_t cell_port = 8001;
+  std::int32_t max_queued_requests = 256;
+  std::int64_t max_queued_tokens = 1'000'000;
+  std::int64_t queue_timeout_ms = 60'000;
+  std::int64_t replay_wait_ms = 120'000;
+  std::int64_t max_body_bytes = 32LL << 20;
+  std::int32_t max_connections = 4096;
+  std::int64_t header_timeout_ms = 10'000;
+  std::int64_t body_timeout_ms = 60'000;
+  std::int64_t idle_timeout_ms = 75'000;
+  std::int64_t write_timeout_ms = 30'000;
+  std::int64_t stream_buffer_tokens = 4096;
+  std::vector<std::string> api_keys;
+  std::string api_keys_file;
+  bool guard_metrics = false;
+  std::vector<std::string> cors_origins;
+  std::int32_t max_n = 16;
+  OverloadStatus overload_status = OverloadStatus::k503;
+  std::int64_t sse_keepalive_ms = 15'000;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"host", "Address on which the HTTP API listens. 0.0.0.0: all of this machine's addresses."},
+      s.host);
+    v({"port", "Port of the HTTP API. 0: any free port, printed at the start.", 0, 65535}, s.port);
+    v({"cell_host", "Address on which the gateway waits for cells. Keep it inside the cluster."},
+      s.cell_host);
+    v({"cell_port", "Port on which the gateway waits for cells. 0: any free port.", 0, 65535},
+      s.cell_port);
+    v({"max_queued_requests",
+       "Requests that may wait for a cell. The next one is refused at once with "
+       "gateway.overload_status and Retry-After.",
+       0, 1e6},
+      s.max_queued_requests);
+    v({"max_queued_tokens", "Prompt tokens of all waiting requests together; the same refusal.", 0,
+       1e12},
+      s.max_queued_tokens);
+    v({"queue_timeout_ms", "Longest wait of a request before its first step; then it is refused.",
+       1, kMaxWaitMs},
+      s.queue_timeout_ms);
+    v({"replay_wait_ms",
+       "How long a request that has lost its cell waits for another one before its stream ends "
+       "with "
+       "an error.",
+       1, kMaxWaitMs},
+      s.replay_wait_ms);
+    v({"max_body_bytes", "Largest request body; a larger one gets 413.", 1024, 1LL << 32},
+      s.max_body_bytes);
+    v({"max_connections", "Open client connections; further ones are closed at once.", 1, 1e6},
+      s.max_connections);
+    v({"header_timeout_ms", "Time for a client to send the header of a request.", 1, kMaxWaitMs},
+      s.header_timeout_ms);
+    v({"body_timeout_ms", "Time for a client to send the body of a request.", 1, kMaxWaitMs},
+      s.body_timeout_ms);
+    v({"idle_timeout_ms", "How long a kept-alive connection may stay silent between requests.", 1,
+       kMaxWaitMs},
+      s.idle_timeout_ms);
+    v({"write_timeout_ms",
+       "How long one write to a client may block before the client counts as gone and its request "
+       "is "
+       "cancelled.",
+       1, kMaxWaitMs},
+      s.write_timeout_ms);
+    v({"stream_buffer_tokens",
+       "Tokens that may wait for a slow reader; beyond that its request is cancelled.", 1, 1e7},
+      s.stream_buffer_tokens);
+    v({"api_keys",
+       "Keys that open the API (Authorization: Bearer or x-api-key). None here and none in "
+       "gateway.api_keys_file: open to all.",
+       0, 0, false, true},
+      s.api_keys);
+    v({"api_keys_file",
+       "File with further keys, one a line, for keys that do not belong into a configuration file. "
+       "Lines that are empty or begin with # do not count."},
+      s.api_keys_file);
+    v({"guard_metrics", "Ask for a key on /metrics as well."}, s.guard_metrics);
+    v({"cors_origins", "Web origins whose pages may call the API; [\"*\"] for all. Empty: none."},
+      s.cors_origins);
+    v({"max_n", "Most choices (n) of one request.", 1, 128}, s.max_n);
+    v({"overload_status",
+       "Status of a refusal when the whole service is full. 429 suits proxies that eject a backend "
+       "after 5xx answers."},
+      s.overload_status);
+    v({"sse_keepalive_ms",
+       "Silence on a stream after which a comment line keeps proxies from closing it. 0: never.", 0,
+       kMaxWaitMs},
+      s.sse_keepalive_ms);
+  }
+};
+
+struct DeadlinesSection {
+  std::int64_t step_ms = 60'000;
+  std::int64_t collective_ms = 60'000;
+  std::int64_t heartbeat_interval_ms = 1'000;
+  std::int64_t heartbeat_limit_ms = 3'000;
+  std::int64_t progress_limit_ms = 30'000;
+  std::int64_t load_ms = 900'000;
+  std::int64_t drain_ms = 60'000;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"step_ms",
+       "Longest step. A worker or coordinator that exceeds it ends its cell, which is "
+       "started again.",
+       1, kMaxWaitMs},
+      s.step_ms);
+    v({"collective_ms",
+       "Longest wait for the other ranks in one collective or stage hand-over. At most "
+       "deadlines.step_ms.",
+       1, kMaxWaitMs},
+      s.collective_ms);
+    v({"heartbeat_interval_ms", "How often a cell tells the gateway its progress.", 10, kMaxWaitMs},
+      s.heartbeat_interval_ms);
+    v({"heartbeat_limit_ms",
+       "Silence after which the gateway gives a cell up and moves its requests. At least twice "
+       "deadlines.heartbeat_interval_ms.",
+       20, kMaxWaitMs},
+      s.heartbeat_limit_ms);
+    v({"progress_limit_ms",
+       "With work to do and no step finished for this long, a cell is no longer ready.", 1,
+       kMaxWaitMs},
+      s.progress_limit_ms);
+    v({"load_ms", "Longest start of a cell, from launch to ready.", 1, kMaxWaitMs}, s.load_ms);
+    v({"drain_ms", "After SIGTERM, how long running requests may still finish.", 0, kMaxWaitMs},
+      s.drain_ms);
+  }
+};
+
+struct CellSection {
+  std::string id;
+  std::vector<std::string> gateways;
+  std::string mpirun = "mpirun";
+  std::vector<std::string> mpirun_args;
+  std::vector<std::string> hosts;
+  std::int64_t restart_backoff_min_ms = 500;
+  std::int64_t restart_backoff_max_ms = 30'000;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"id", "Name of this cell in logs and metrics. Empty: the host name and a number."}, s.id);
+    v({"gateways",
+       "host:port of each gateway that this cell serves. Empty: the gateway in the same serve."},
+      s.gateways);
+    v({"mpirun", "Path of mpirun (Open MPI 4.1 or later)."}, s.mpirun);
+    v({"mpirun_args", "Further arguments of mpirun, before the program."}, s.mpirun_args);
+    v({"hosts",
+       "Nodes of this cell as host or host:slots, this one included. Empty: all ranks run here."},
+      s.hosts);
+    v({"restart_backoff_min_ms",
+       "Pause before the first restart of a dead cell; doubles each time.", 1, kMaxWaitMs},
+      s.restart_backoff_min_ms);
+    v({"restart_backoff_max_ms", "Longest pause between restarts.", 1, kMaxWaitMs},
+      s.restart_backoff_max_ms);
+  }
+};
+
+struct NodeAgentSection {
+  std::string host = "0.0.0.0";
+  std::int32_t port = 7700;
+  std::string secret_file;
+  std::int64_t timeout_ms = 10'000;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"host", "Address on which millrace node-agent listens."}, s.host);
+    v({"port", "Port of every node agent of the cluster.", 1, 65535}, s.port);
+    v({"secret_file",
+       "File with the secret that leader and agents prove to each other. Empty: the other nodes of "
+       "cell.hosts are reached by mpirun's own ssh."},
+      s.secret_file);
+    v({"timeout_ms", "Longest connect, handshake or answer of an agent.", 1, kMaxWaitMs},
+      s.timeout_ms);
+  }
+};
+
+struct LoggingSection {
+  LogLevel level = LogLevel::kInfo;
+  LogFormat format = LogFormat::kText;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"level", "Least severe messages that are written."}, s.level);
+    v({"format", "text for people, json for log collectors: one object a line."}, s.format);
+  }
+};
+
+struct ClusterConfig {
+  ModelSection model;
+  GridSection grid;
+  CacheSection cache;
+  SchedulerSection scheduler;
+  GatewaySection gateway;
+  DeadlinesSection deadlines;
+  CellSection cell;
+  NodeAgentSection node_agent;
+  LoggingSection logging;
+
+  template <class Self, class Visitor>
+  static void sections(Self& s, Visitor&& v) {
+    v("model", "What is served.", s.model);
+    v("grid", "How many ranks a cell has, and where they run.", s.grid);
+    v("cache", "State of sequences: KV blocks and conv slots, per lane.", s.cache);
+    v("scheduler", "What goes into one step.", s.scheduler);
+    v("gateway", "The HTTP API, its limits and its queue.", s.gateway);
+    v("deadlines", "Nothing waits for ever: the limit of every wait inside the cluster.",
+      s.deadlines);
+    v("cell", "Launch of one cell and its links to gateways.", s.cell);
+    v("node_agent", "The agent that starts ranks on the other nodes of a cell.", s.node_agent);
+    v("logging", "What the processes write to standard error.", s.logging);
+  }
+};
+
+// Reads and checks a configuration file. Fields that are absent keep their defaults. Errors are
+// kInvalidArgument (kNotFound for an unreadable file) with `field` the path of the offending field
+// ("gateway.port") and a message "file:line:column: what is wrong; what is allowed". `overrides`
+// are applied last, in order, and the whole is checked once at the end.
+Result<ClusterConfig> load_cluster_config(const std::string& path,
+                                          const std::vector<std::string>& overrides = {});
+
+// The same for YAML text; `filename` is used in messages only. An empty text gives the defaults.
+Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::string& filename,
+                                           const std::vector<std::string>& overrides = {});
+
+// Sets one field from "section.field=value"; the value is read as YAML, so lists are [a, b] and
+// sizes 2GiB. Checks the field itself; call check_cluster_config after the last override.
+Result<void> apply_override(ClusterConfig& config, const std::string& assignment);
+
+// The rules that concern more than one field, or depend on the form of a string (host:port lists).
+Result<void> check_cluster_config(const ClusterConfig& config);
+
+// The effective configuration as YAML that parse_cluster_config reads back to the same values,
+// except that secrets are replaced by a word. Without `redact` the secrets are written.
+std::string to_yaml(const ClusterConfig& config, bool redact = true);
+
+// config/default.yaml: every field with its default, meaning and range as a comment.
+std::string default_yaml();
+
+// The same as a Markdown reference page.
+std::string config_reference_markdown();
+
+// gateway.api_keys and the keys of gateway.api_keys_file. An unreadable or empty file is an error:
+// it must not leave the API open.
+Result<std::vector<std::string>> load_api_keys(const GatewaySection& gateway);
+
+// Splits "host:port" or "[v6]:port"; the port must be given and be in [1, 65535].
+struct HostPort {
+  std::string host;
+  std::uint16_t port = 0;
+  bool operator==(const HostPort&) const = default;
+};
+Result<HostPort> parse_host_port(std::string_view text, std::string_view field);
+
+}  // namespace millrace

@@ -1,0 +1,218 @@
+// Every metric Millrace exports: one list, as data. The exporter is built from it, code can name a
+// metric only through it, and monitoring/metrics.md, dashboards and alerts are checked against it
+// (contract C6).
+//
+// Names under "vllm:" are vLLM's, with vLLM's meaning and labels, so that existing dashboards,
+// autoscalers and inference gateways read them unchanged; ours stand beside them under "millrace_".
+// Only what is filled truthfully is listed.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace millrace {
+
+enum class MetricType : std::uint8_t { kCounter, kGauge, kHistogram };
+
+// The process that fills a metric. One that runs both (an embedded cell) exports both.
+enum class MetricSource : std::uint8_t { kGateway, kCell };
+
+struct MetricLabel {
+  std::string_view name;
+  std::span<const std::string_view>
+      values;  // all there are, exported as 0 from the start; empty: open
+};
+
+// In the order of kCatalogue.
+enum class Metric : std::uint8_t {
+  // Gauges in vLLM's words
+  kRequestsRunning,
+  kRequestsWaiting,
+  kKvCacheUsage,
+  kCacheConfigInfo,
+  // Counters in vLLM's words
+  kPromptTokens,
+  kGenerationTokens,
+  kRequestSuccess,
+  kPreemptions,
+  // Histograms in vLLM's words
+  kTimeToFirstToken,
+  kInterTokenLatency,
+  kTimePerOutputToken,
+  kRequestLatency,
+  kQueueTime,
+  kDecodeTime,
+  kRequestPromptTokens,
+  kRequestGenerationTokens,
+  kRequestParamsN,
+  kRequestParamsMaxTokens,
+  kIterationTokens,
+  // Ours: service
+  kBuildInfo,
+  kReady,
+  kDraining,
+  kHttpRequests,
+  kAdmissionRejections,
+  kSequencesFailed,
+  kQueuedPromptTokens,
+  kMessagesDropped,
+  // Ours: cells
+  kCellsReady,
+  kCells,
+  kCellEpoch,
+  kCellRestarts,
+  kCellLosses,
+  kCellHeartbeatAge,
+  kCellSteps,
+  kCount,
+};
+
+struct MetricDesc {
+  Metric id;
+  MetricType type;
+  MetricSource source;
+  std::string_view name;  // as exported
+  std::string_view unit;  // "s", "tokens", "1" for counts and flags, "ratio" for 0..1
+  std::string_view help;
+  std::span<const MetricLabel>
+      labels;                       // beside model_name and engine, which all vllm: metrics have
+  std::span<const double> buckets;  // upper bounds of a histogram, ascending, without +Inf
+};
+
+namespace catalogue_detail {
+
+// vLLM's bounds; the first five of kInterTokenBuckets are added because a token may take 2 ms here.
+inline constexpr double kFirstTokenBuckets[] = {.001, .005, .01, .02, .04, .06, .08, .1,
+                                                .25,  .5,   .75, 1,   2.5, 5,   7.5, 10,
+                                                20,   40,   80,  160, 640, 2560};
+inline constexpr double kInterTokenBuckets[] = {.001, .002, .003, .005, .0075, .01, .025, .05,
+                                                .075, .1,   .15,  .2,   .3,    .4,  .5,   .75,
+                                                1,    2.5,  5,    7.5,  10,    20,  40,   80};
+inline constexpr double kLatencyBuckets[] = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                             30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+inline constexpr double kTokenCountBuckets[] = {1,   2,    5,    10,   20,    50,    100,   200,
+                                                500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
+inline constexpr double kChoiceBuckets[] = {1, 2, 5, 10, 20};
+inline constexpr double kIterationBuckets[] = {1,   8,    16,   32,   64,   128,  256,
+                                               512, 1024, 2048, 4096, 8192, 16384};
+
+inline constexpr std::string_view kFinishedReasons[] = {"stop", "length", "abort", "error"};
+inline constexpr MetricLabel kFinishedReason[] = {{"finished_reason", kFinishedReasons}};
+inline constexpr MetricLabel kCacheConfig[] = {
+    {"block_size", {}}, {"num_gpu_blocks", {}}, {"cache_dtype", {}}};
+inline constexpr MetricLabel kBuild[] = {{"version", {}}, {"backend", {}}};
+inline constexpr MetricLabel kRouteStatus[] = {{"route", {}}, {"status", {}}};
+inline constexpr std::string_view kRejections[] = {"queue_full", "token_budget", "no_cell",
+                                                   "draining"};
+inline constexpr MetricLabel kRejection[] = {{"reason", kRejections}};
+inline constexpr std::string_view kFailures[] = {"cell_lost",     "cell_error",    "protocol",
+                                                 "queue_timeout", "slow_consumer", "shutdown"};
+inline constexpr MetricLabel kFailure[] = {{"reason", kFailures}};
+inline constexpr std::string_view kDrops[] = {"stale_frame", "stale_token", "duplicate", "unknown"};
+inline constexpr MetricLabel kDrop[] = {{"reason", kDrops}};
+inline constexpr std::string_view kStates[] = {"joining", "healthy", "suspect", "draining"};
+inline constexpr MetricLabel kState[] = {{"state", kStates}};
+inline constexpr MetricLabel kCell[] = {{"cell", {}}};
+
+constexpr auto kG = MetricSource::kGateway;
+constexpr auto kC = MetricSource::kCell;
+constexpr auto kCtr = MetricType::kCounter;
+constexpr auto kGau = MetricType::kGauge;
+constexpr auto kHis = MetricType::kHistogram;
+
+}  // namespace catalogue_detail
+
+// clang-format off
+inline constexpr auto kCatalogue = [] {
+  using namespace catalogue_detail;  // NOLINT: the list reads as a table
+  return std::array<MetricDesc, static_cast<std::size_t>(Metric::kCount)>{{
+    {Metric::kRequestsRunning, kGau, kG, "vllm:num_requests_running", "1",
+     "Sequences a cell works on now, all cells together.", {}, {}},
+    {Metric::kRequestsWaiting, kGau, kG, "vllm:num_requests_waiting", "1",
+     "Sequences accepted and not yet worked on: in the gateway's queue or waiting in a cell.", {}, {}},
+    {Metric::kKvCacheUsage, kGau, kG, "vllm:kv_cache_usage_perc", "ratio",
+     "Used share of the KV cache over all cells, 0 to 1.", {}, {}},
+    {Metric::kCacheConfigInfo, kGau, kC, "vllm:cache_config_info", "1",
+     "Always 1; the KV cache's shape stands in the labels.", kCacheConfig, {}},
+    {Metric::kPromptTokens, kCtr, kG, "vllm:prompt_tokens_total", "tokens",
+     "Prompt tokens of sequences whose first token has arrived.", {}, {}},
+    {Metric::kGenerationTokens, kCtr, kG, "vllm:generation_tokens_total", "tokens",
+     "Generated tokens passed on to streams, each counted once.", {}, {}},
+    {Metric::kRequestSuccess, kCtr, kG, "vllm:request_success_total", "1",
+     "Sequences that ended, by reason: abort is a cancellation, error an explicit error event.",
+     kFinishedReason, {}},
+    {Metric::kPreemptions, kCtr, kG, "vllm:num_preemptions_total", "1",
+     "Preemptions reported by the cells.", {}, {}},
+    {Metric::kTimeToFirstToken, kHis, kG, "vllm:time_to_first_token_seconds", "s",
+     "From admission to the first token of a sequence.", {}, kFirstTokenBuckets},
+    {Metric::kInterTokenLatency, kHis, kG, "vllm:inter_token_latency_seconds", "s",
+     "Between two consecutive tokens of a sequence.", {}, kInterTokenBuckets},
+    {Metric::kTimePerOutputToken, kHis, kG, "vllm:request_time_per_output_token_seconds", "s",
+     "Mean gap between the tokens of a finished sequence of two tokens or more.", {}, kInterTokenBuckets},
+    {Metric::kRequestLatency, kHis, kG, "vllm:e2e_request_latency_seconds", "s",
+     "From admission to the last token of a finished sequence.", {}, kLatencyBuckets},
+    {Metric::kQueueTime, kHis, kG, "vllm:request_queue_time_seconds", "s",
+     "From admission to the hand-over to a cell.", {}, kLatencyBuckets},
+    {Metric::kDecodeTime, kHis, kG, "vllm:request_decode_time_seconds", "s",
+     "From the first to the last token of a finished sequence.", {}, kLatencyBuckets},
+    {Metric::kRequestPromptTokens, kHis, kG, "vllm:request_prompt_tokens", "tokens",
+     "Prompt length of finished sequences.", {}, kTokenCountBuckets},
+    {Metric::kRequestGenerationTokens, kHis, kG, "vllm:request_generation_tokens", "tokens",
+     "Generated tokens of finished sequences.", {}, kTokenCountBuckets},
+    {Metric::kRequestParamsN, kHis, kG, "vllm:request_params_n", "1",
+     "Choices asked for by admitted requests.", {}, kChoiceBuckets},
+    {Metric::kRequestParamsMaxTokens, kHis, kG, "vllm:request_params_max_tokens", "tokens",
+     "Token limit of admitted requests.", {}, kTokenCountBuckets},
+    {Metric::kIterationTokens, kHis, kC, "vllm:iteration_tokens_total", "tokens",
+     "Tokens of a step, prefill and decode together.", {}, kIterationBuckets},
+
+    {Metric::kBuildInfo, kGau, kG, "millrace_build_info", "1",
+     "Always 1; version and backend stand in the labels.", kBuild, {}},
+    {Metric::kReady, kGau, kG, "millrace_ready", "1",
+     "1 while new requests are accepted.", {}, {}},
+    {Metric::kDraining, kGau, kG, "millrace_draining", "1",
+     "1 from the order to drain on.", {}, {}},
+    {Metric::kHttpRequests, kCtr, kG, "millrace_http_requests_total", "1",
+     "HTTP requests answered, by route and status.", kRouteStatus, {}},
+    {Metric::kAdmissionRejections, kCtr, kG, "millrace_admission_rejections_total", "1",
+     "Requests refused before any work, by the limit or state that refused them.", kRejection, {}},
+    {Metric::kSequencesFailed, kCtr, kG, "millrace_sequences_failed_total", "1",
+     "Admitted sequences that ended in an explicit error, by cause.", kFailure, {}},
+    {Metric::kQueuedPromptTokens, kGau, kG, "millrace_queued_prompt_tokens", "tokens",
+     "Prompt tokens in the gateway's queue.", {}, {}},
+    {Metric::kMessagesDropped, kCtr, kG, "millrace_messages_dropped_total", "1",
+     "Messages from cells that were dropped: of an old epoch, repeated, or for a finished sequence.",
+     kDrop, {}},
+    {Metric::kCellsReady, kGau, kG, "millrace_cells_ready", "1",
+     "Connected cells that take new work.", {}, {}},
+    {Metric::kCells, kGau, kG, "millrace_cells", "1",
+     "Connected cells by state.", kState, {}},
+    {Metric::kCellEpoch, kGau, kG, "millrace_cell_epoch", "1",
+     "Epoch of a cell: grows with each of its starts.", kCell, {}},
+    {Metric::kCellRestarts, kCtr, kG, "millrace_cell_restarts_total", "1",
+     "Times a cell came back with a higher epoch.", kCell, {}},
+    {Metric::kCellLosses, kCtr, kG, "millrace_cell_losses_total", "1",
+     "Times a cell went away without a Goodbye.", kCell, {}},
+    {Metric::kCellHeartbeatAge, kGau, kG, "millrace_cell_heartbeat_age_seconds", "s",
+     "Time since anything was heard of a cell.", kCell, {}},
+    {Metric::kCellSteps, kCtr, kG, "millrace_cell_steps_total", "1",
+     "Steps a cell has finished, as its heartbeats report.", kCell, {}},
+  }};
+}();
+// clang-format on
+
+constexpr const MetricDesc& describe(Metric m) { return kCatalogue[static_cast<std::size_t>(m)]; }
+constexpr bool is_vllm_metric(const MetricDesc& d) { return d.name.starts_with("vllm:"); }
+
+constexpr bool catalogue_in_order() {
+  for (std::size_t i = 0; i < kCatalogue.size(); ++i) {
+    if (static_cast<std::size_t>(kCatalogue[i].id) != i) return false;
+  }
+  return true;
+}
+static_assert(catalogue_in_order(), "kCatalogue must list the metrics in the order of Metric");
+
+}  // namespace millrace

@@ -1,0 +1,495 @@
+#include "net/cell_endpoint.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <atomic>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/connect.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <mutex>
+#include <random>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <variant>
+
+#include "config/check.h"
+#include "net/codec.h"
+
+namespace millrace::net {
+namespace {
+
+namespace asio = boost::asio;
+using tcp = asio::ip::tcp;
+using std::chrono::milliseconds;
+
+// Bounds a Tokens frame: about 31 bytes an event without alternatives.
+constexpr std::size_t kEventsPerFrame = 8192;
+
+struct Address {
+  std::string host;
+  std::string port;
+};
+
+// "host:port" or "[v6]:port".
+Result<Address> parse_address(const std::string& text) {
+  const auto bad = [&](const char* why) {
+    return invalid("cell.gateways", fmt::format("\"{}\" {}; write host:port", text, why));
+  };
+  const std::size_t colon = text.rfind(':');
+  if (colon == std::string::npos) return bad("has no port");
+  Address a{text.substr(0, colon), text.substr(colon + 1)};
+  if (a.host.size() > 2 && a.host.front() == '[' && a.host.back() == ']') {
+    a.host = a.host.substr(1, a.host.size() - 2);
+  }
+  const bool digits = !a.port.empty() && a.port.size() <= 5 &&
+                      std::ranges::all_of(a.port, [](char c) { return c >= '0' && c <= '9'; });
+  if (a.host.empty()) return bad("has no host");
+  if (!digits || std::stoi(a.port) == 0 || std::stoi(a.port) > 65535) return bad("has a bad port");
+  return a;
+}
+
+}  // namespace
+
+struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
+  // One gateway. Lives as long as the endpoint; io thread only.
+  struct Link {
+    Link(asio::io_context& io, std::string name_in, Address address_in)
+        : name(std::move(name_in)), address(std::move(address_in)), dialing(io), pause(io) {}
+
+    std::string name;
+    Address address;
+    tcp::socket dialing;
+    asio::steady_timer pause;
+    std::shared_ptr<FrameConnection> greeting;          // until the gateway has answered Hello
+    std::shared_ptr<FrameConnection> connection;        // set while welcomed
+    std::unordered_map<RequestId, RequestId> local_of;  // gateway's id -> ours
+    std::vector<TokenEvent> out;                        // of the batch being sorted
+    std::string last_complaint;                         // so that a repeated failure is logged once
+  };
+  struct Route {
+    Link* link = nullptr;
+    RequestId gateway_id = 0;
+  };
+  using Published = std::variant<std::vector<TokenEvent>, PromptLogprobsEvent>;
+  struct Counters {
+    std::atomic<std::uint64_t> connects{0}, refused{0}, links_lost{0}, submitted{0},
+        cancelled_by_loss{0}, events_sent{0}, events_dropped{0}, overflows{0}, stale_frames{0};
+    std::atomic<std::uint32_t> connected{0};
+  };
+
+  Impl(CellInfo info_in, CellEndpointConfig config_in, CellEndpointCallbacks callbacks_in)
+      : info(std::move(info_in)),
+        config(std::move(config_in)),
+        callbacks(std::move(callbacks_in)),
+        work(io.get_executor()) {}
+
+  asio::awaitable<void> run_link(Link& link);
+  asio::awaitable<bool> dial(Link& link);
+  asio::awaitable<bool> serve(Link& link);
+  asio::awaitable<Result<Welcome>> greet(FrameConnection& connection);
+  asio::awaitable<void> beat(std::shared_ptr<FrameConnection> connection, milliseconds interval);
+  asio::awaitable<void> sleep(Link& link, milliseconds time);
+  milliseconds jittered(milliseconds time);
+  Result<void> handle(Link& link, const Frame& frame);
+  Result<void> on_submit(Link& link, const Frame& frame);
+  Result<void> on_cancel(Link& link, const Frame& frame);
+  void lose(Link& link);
+  void complain(Link& link, const std::string& what);
+  bool enqueue(Published item, std::size_t events);
+  void flush();
+  void send_tokens(std::vector<TokenEvent>& events);
+  void send_out(Link& link);
+  void send_prompt_logprobs(PromptLogprobsEvent& event);
+  void end_all(const std::string& reason);
+
+  const CellInfo info;
+  const CellEndpointConfig config;
+  const CellEndpointCallbacks callbacks;
+  Counters counters;
+
+  // Between threads.
+  std::mutex mutex;
+  std::vector<Published> inbox;
+  std::size_t inbox_events = 0;
+  bool flush_posted = false;
+  bool overflowed = false;
+
+  asio::io_context io{1};
+  asio::executor_work_guard<asio::io_context::executor_type> work;
+  std::thread thread;
+
+  // io thread only.
+  bool stopping = false;
+  std::vector<std::unique_ptr<Link>> links;
+  std::unordered_map<RequestId, Route> routes;  // our id -> gateway
+  RequestId next_id = 1;
+  std::minstd_rand random{std::random_device{}()};
+  std::vector<Published> taken;
+  Bytes scratch;
+};
+
+milliseconds CellEndpoint::Impl::jittered(milliseconds time) {
+  // Half to whole: cells that lost the same gateway do not come back at the same moment.
+  return milliseconds(
+      std::uniform_int_distribution<std::int64_t>(time.count() / 2, time.count())(random));
+}
+
+asio::awaitable<void> CellEndpoint::Impl::sleep(Link& link, milliseconds time) {
+  boost::system::error_code ec;
+  link.pause.expires_after(time);
+  if (!stopping) co_await link.pause.async_wait(asio::redirect_error(asio::use_awaitable, ec));
+}
+
+void CellEndpoint::Impl::complain(Link& link, const std::string& what) {
+  if (what == link.last_complaint || stopping) return;
+  link.last_complaint = what;
+  spdlog::warn("gateway {}: {}; trying again", link.name, what);
+}
+
+asio::awaitable<void> CellEndpoint::Impl::run_link(Link& link) {
+  const auto self = shared_from_this();
+  milliseconds backoff = config.backoff_min;
+  while (!stopping) {
+    bool welcomed = false;
+    if (co_await dial(link)) welcomed = co_await serve(link);
+    lose(link);
+    if (welcomed) backoff = config.backoff_min;
+    if (stopping) co_return;
+    co_await sleep(link, jittered(backoff));
+    backoff = std::min(backoff * 2, config.backoff_max);
+  }
+}
+
+asio::awaitable<bool> CellEndpoint::Impl::dial(Link& link) {
+  boost::system::error_code ec;
+  tcp::resolver resolver(io);
+  const auto endpoints = co_await resolver.async_resolve(
+      link.address.host, link.address.port, asio::redirect_error(asio::use_awaitable, ec));
+  if (ec || stopping) {
+    complain(link, "its name cannot be resolved: " + ec.message());
+    co_return false;
+  }
+  asio::steady_timer deadline(io, config.connect_deadline);
+  deadline.async_wait([&link](boost::system::error_code cancelled) {
+    boost::system::error_code ignored;
+    if (!cancelled) link.dialing.close(ignored);
+  });
+  link.dialing = tcp::socket(io);
+  co_await asio::async_connect(link.dialing, endpoints,
+                               asio::redirect_error(asio::use_awaitable, ec));
+  deadline.cancel();
+  if (!ec && link.dialing.is_open()) co_return true;
+  complain(link, "cannot connect: " + (ec ? ec.message() : std::string("deadline passed")));
+  co_return false;
+}
+
+// True when the gateway had welcomed us.
+asio::awaitable<bool> CellEndpoint::Impl::serve(Link& link) {
+  const auto connection = FrameConnection::create(std::move(link.dialing), config.frame);
+  connection->start();
+  link.greeting = connection;
+  const Result<Welcome> welcome = co_await greet(*connection);
+  link.greeting.reset();
+  if (!welcome || stopping) {
+    if (!welcome) complain(link, welcome.error().to_string());
+    connection->close("not welcomed");
+    co_return false;
+  }
+  const milliseconds limit(welcome->heartbeat_limit_ms);
+  const milliseconds interval =
+      std::clamp(config.heartbeat_interval, milliseconds(1), std::max(limit / 3, milliseconds(1)));
+  link.connection = connection;
+  link.last_complaint.clear();
+  ++counters.connects;
+  ++counters.connected;
+  spdlog::info("gateway {}: registered as {} epoch {}", link.name, info.cell_id, info.epoch);
+  asio::co_spawn(io, beat(connection, interval), asio::detached);
+  while (connection->is_open()) {
+    const Result<Frame> frame = co_await connection->read(config.silence_limit);
+    if (!frame) break;
+    if (auto ok = handle(link, *frame); !ok) {
+      connection->close(
+          fmt::format("{} was malformed: {}", to_string(frame->kind), ok.error().to_string()));
+    }
+  }
+  --counters.connected;
+  ++counters.links_lost;
+  if (!stopping) spdlog::warn("gateway {}: link lost: {}", link.name, connection->close_reason());
+  co_return true;
+}
+
+asio::awaitable<Result<Welcome>> CellEndpoint::Impl::greet(FrameConnection& connection) {
+  scratch.clear();
+  encode(Hello{info, config.secret}, scratch);
+  connection.send(MessageKind::kHello, info.epoch, scratch);
+  const Result<Frame> frame = co_await connection.read(config.connect_deadline);
+  if (!frame) co_return frame.error();
+  if (frame->kind == MessageKind::kRefused) {
+    ++counters.refused;
+    Notice notice;
+    if (auto ok = decode(frame->payload, notice); !ok) co_return ok.error();
+    co_return Error{ErrorCode::kUnavailable, "", "refuses this cell: " + notice.reason};
+  }
+  if (frame->kind != MessageKind::kWelcome) {
+    co_return invalid("frame.kind",
+                      fmt::format("Welcome expected, got {}", to_string(frame->kind)));
+  }
+  Welcome welcome;
+  if (auto ok = decode(frame->payload, welcome); !ok) co_return ok.error();
+  co_return welcome;
+}
+
+asio::awaitable<void> CellEndpoint::Impl::beat(std::shared_ptr<FrameConnection> connection,
+                                               milliseconds interval) {
+  const auto self = shared_from_this();
+  asio::steady_timer timer(io);
+  Bytes bytes;
+  while (connection->is_open() && !stopping) {
+    bytes.clear();
+    encode(callbacks.status(), bytes);
+    if (!connection->send(MessageKind::kHeartbeat, info.epoch, bytes)) co_return;
+    boost::system::error_code ec;
+    timer.expires_after(interval);
+    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ec));
+  }
+}
+
+Result<void> CellEndpoint::Impl::handle(Link& link, const Frame& frame) {
+  if (frame.epoch != info.epoch) {
+    ++counters.stale_frames;
+    return {};
+  }
+  switch (frame.kind) {
+    case MessageKind::kSubmit:
+      return on_submit(link, frame);
+    case MessageKind::kCancel:
+      return on_cancel(link, frame);
+    case MessageKind::kHeartbeatAck:
+      return {};
+    case MessageKind::kDrain:
+      callbacks.drain();
+      return {};
+    case MessageKind::kGoodbye:
+      link.connection->close("the gateway said goodbye");
+      return {};
+    default:
+      return invalid("frame.kind", fmt::format("{} is not for a cell", to_string(frame.kind)));
+  }
+}
+
+Result<void> CellEndpoint::Impl::on_submit(Link& link, const Frame& frame) {
+  SequenceRequest request;
+  if (auto ok = decode(frame.payload, request); !ok) return ok;
+  const RequestId gateway_id = request.id;
+  const RequestId id = next_id++;
+  if (!link.local_of.try_emplace(gateway_id, id).second) {
+    return invalid("id", fmt::format("{} is in flight already", gateway_id));
+  }
+  routes[id] = {&link, gateway_id};
+  request.id = id;
+  const auto delivered = static_cast<std::uint32_t>(request.tokens.size()) - request.prompt_tokens;
+  ++counters.submitted;
+  if (auto ok = callbacks.submit(std::move(request)); !ok) {
+    TokenEvent end{.id = id,
+                   .index = delivered,
+                   .has_token = false,
+                   .finish = FinishReason::kError,
+                   .error = ok.error().to_string()};
+    std::vector<TokenEvent> events{std::move(end)};
+    send_tokens(events);
+  }
+  return {};
+}
+
+Result<void> CellEndpoint::Impl::on_cancel(Link& link, const Frame& frame) {
+  Cancel cancel;
+  if (auto ok = decode(frame.payload, cancel); !ok) return ok;
+  const auto it = link.local_of.find(cancel.id);
+  if (it == link.local_of.end()) return {};  // it has just ended
+  const RequestId id = it->second;
+  link.local_of.erase(it);
+  routes.erase(id);  // the gateway has forgotten it: its last events would only be dropped there
+  callbacks.cancel(id);
+  return {};
+}
+
+// The link is down: nobody waits for what it asked for.
+void CellEndpoint::Impl::lose(Link& link) {
+  link.connection.reset();
+  for (const auto& [gateway_id, id] : link.local_of) {
+    routes.erase(id);
+    ++counters.cancelled_by_loss;
+    callbacks.cancel(id);
+  }
+  link.local_of.clear();
+}
+
+bool CellEndpoint::Impl::enqueue(Published item, std::size_t events) {
+  bool post = false;
+  bool accepted = false;
+  {
+    const std::lock_guard lock(mutex);
+    accepted = inbox_events + events <= config.max_queued_events;
+    if (accepted) {
+      inbox.push_back(std::move(item));
+      inbox_events += events;
+    } else {
+      overflowed = true;
+    }
+    post = !std::exchange(flush_posted, true);
+  }
+  if (!accepted) ++counters.overflows;
+  if (post) asio::post(io, [self = shared_from_this()] { self->flush(); });
+  return accepted;
+}
+
+void CellEndpoint::Impl::flush() {
+  bool overflow = false;
+  {
+    const std::lock_guard lock(mutex);
+    taken.swap(inbox);
+    inbox_events = 0;
+    flush_posted = false;
+    overflow = std::exchange(overflowed, false);
+  }
+  for (Published& item : taken) {
+    if (auto* tokens = std::get_if<std::vector<TokenEvent>>(&item)) {
+      send_tokens(*tokens);
+    } else {
+      send_prompt_logprobs(std::get<PromptLogprobsEvent>(item));
+    }
+  }
+  taken.clear();
+  if (!overflow) return;
+  for (const auto& link : links) {
+    if (link->connection)
+      link->connection->close("token events were lost: the io thread is behind");
+  }
+}
+
+void CellEndpoint::Impl::send_tokens(std::vector<TokenEvent>& events) {
+  for (TokenEvent& event : events) {
+    const auto it = routes.find(event.id);
+    if (it == routes.end()) {
+      ++counters.events_dropped;
+      continue;
+    }
+    const Route route = it->second;
+    if (event.finish != FinishReason::kNone) {
+      route.link->local_of.erase(route.gateway_id);
+      routes.erase(it);
+    }
+    event.id = route.gateway_id;
+    route.link->out.push_back(std::move(event));
+  }
+  for (const auto& link : links) {
+    if (!link->out.empty()) send_out(*link);
+  }
+}
+
+void CellEndpoint::Impl::send_out(Link& link) {
+  std::span<const TokenEvent> rest(link.out);
+  while (!rest.empty() && link.connection) {
+    const auto part = rest.first(std::min(rest.size(), kEventsPerFrame));
+    scratch.clear();
+    encode(part, scratch);
+    if (!link.connection->send(MessageKind::kTokens, info.epoch, scratch)) break;
+    counters.events_sent += part.size();
+    rest = rest.subspan(part.size());
+  }
+  counters.events_dropped += rest.size();
+  link.out.clear();
+}
+
+void CellEndpoint::Impl::send_prompt_logprobs(PromptLogprobsEvent& event) {
+  const auto it = routes.find(event.id);
+  if (it == routes.end() || !it->second.link->connection) {
+    ++counters.events_dropped;
+    return;
+  }
+  event.id = it->second.gateway_id;
+  scratch.clear();
+  encode(event, scratch);
+  it->second.link->connection->send(MessageKind::kPromptLogprobs, info.epoch, scratch);
+}
+
+void CellEndpoint::Impl::end_all(const std::string& reason) {
+  flush();
+  stopping = true;
+  for (const auto& link : links) {
+    boost::system::error_code ignored;
+    link->dialing.close(ignored);
+    link->pause.cancel();
+    if (link->greeting) link->greeting->close(reason);
+    if (!link->connection) continue;
+    scratch.clear();
+    encode(Notice{reason}, scratch);
+    link->connection->send(MessageKind::kGoodbye, info.epoch, scratch);
+    link->connection->close_after_flush(reason);
+  }
+  work.reset();
+}
+
+Result<std::unique_ptr<CellEndpoint>> CellEndpoint::create(CellInfo info, CellEndpointConfig config,
+                                                           CellEndpointCallbacks callbacks) {
+  CHECK(callbacks.submit && callbacks.cancel && callbacks.drain && callbacks.status,
+        "all callbacks must be set");
+  if (info.cell_id.empty()) return invalid("cell.id", "must not be empty");
+  if (config.gateways.empty()) {
+    return invalid("cell.gateways", "name at least one gateway as host:port");
+  }
+  auto impl = std::make_shared<Impl>(std::move(info), std::move(config), std::move(callbacks));
+  for (const std::string& name : impl->config.gateways) {
+    Result<Address> address = parse_address(name);
+    if (!address) return address.error();
+    impl->links.push_back(std::make_unique<Impl::Link>(impl->io, name, std::move(*address)));
+  }
+  return std::unique_ptr<CellEndpoint>(new CellEndpoint(std::move(impl)));
+}
+
+CellEndpoint::CellEndpoint(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+CellEndpoint::~CellEndpoint() { stop("the cell ends"); }
+
+void CellEndpoint::start() {
+  CHECK(!impl_->thread.joinable(), "started twice");
+  for (const auto& link : impl_->links) {
+    asio::co_spawn(impl_->io, impl_->run_link(*link), asio::detached);
+  }
+  impl_->thread = std::thread([impl = impl_] { impl->io.run(); });
+}
+
+void CellEndpoint::stop(const std::string& reason) {
+  if (!impl_->thread.joinable()) return;
+  CHECK(std::this_thread::get_id() != impl_->thread.get_id(), "called from a callback");
+  asio::post(impl_->io, [impl = impl_, reason] { impl->end_all(reason); });
+  impl_->thread.join();
+}
+
+bool CellEndpoint::publish(std::vector<TokenEvent> events) {
+  if (events.empty()) return true;
+  const std::size_t n = events.size();
+  return impl_->enqueue(std::move(events), n);
+}
+
+bool CellEndpoint::publish(PromptLogprobsEvent event) {
+  // Counted by what they weigh: a long prompt's log-probabilities are as big as that many tokens.
+  const std::size_t n = event.targets.size() + 1;
+  return impl_->enqueue(std::move(event), n);
+}
+
+CellEndpointStats CellEndpoint::stats() const {
+  const auto& c = impl_->counters;
+  return {c.connects,    c.refused,        c.links_lost, c.submitted,    c.cancelled_by_loss,
+          c.events_sent, c.events_dropped, c.overflows,  c.stale_frames, c.connected};
+}
+
+}  // namespace millrace::net

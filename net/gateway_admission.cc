@@ -1,0 +1,198 @@
+// GatewayCore: from a client's request to a cell.
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <boost/asio/post.hpp>
+#include <utility>
+
+#include "config/check.h"
+#include "net/gateway_core.h"
+
+namespace millrace::net {
+
+namespace asio = boost::asio;
+
+Result<std::unique_ptr<GenerationStream>> GatewayCore::submit(GenerateRequest request) {
+  if (auto ok = check(request); !ok) return ok.error();
+  if (draining_) return refuse_draining();
+  if (!ready_) {
+    ++rejected_no_cell_;
+    metrics_.rejected_no_cell.add();
+    return Error{ErrorCode::kUnavailable, "", "not ready: " + status().reason};
+  }
+  if (auto ok = reserve(request.n, std::uint64_t{request.n} * request.prompt.size()); !ok) {
+    return ok.error();
+  }
+  if (draining_) {  // the order came in between: finish_drain() may have looked already
+    release(request.n, std::uint64_t{request.n} * request.prompt.size());
+    return refuse_draining();
+  }
+  metrics_.params_n.observe(request.n);
+  metrics_.params_max_tokens.observe(request.max_new_tokens);
+  auto state = std::make_shared<StreamState>();
+  state->open_choices = request.n;
+  state->ids.resize(request.n);
+  const RequestId first_id = next_id_.fetch_add(request.n);
+  for (std::uint32_t c = 0; c < request.n; ++c) state->ids[c] = first_id + c;
+  StreamControl control;
+  control.cancel = [weak = weak_from_this()](std::shared_ptr<StreamState> s, std::uint32_t choice) {
+    const auto self = weak.lock();
+    if (!self) return;
+    asio::post(self->strand_, [self, s, choice] { self->cancel_choice(*s, choice); });
+  };
+  control.abandon = [weak = weak_from_this()](std::shared_ptr<StreamState> s) {
+    const auto self = weak.lock();
+    if (self) asio::post(self->strand_, [self, s] { self->abandon(*s); });
+  };
+  asio::post(strand_, [self = shared_from_this(), state, first_id, now = Clock::now(),
+                       r = std::move(request)] { self->admit(r, first_id, state, now); });
+  return std::unique_ptr<GenerationStream>(
+      std::make_unique<GatewayStream>(strand_, std::move(state), std::move(control)));
+}
+
+Error GatewayCore::refuse_draining() {
+  ++rejected_draining_;
+  metrics_.rejected_draining.add();
+  return {ErrorCode::kUnavailable, "", "the server is draining; send the request elsewhere"};
+}
+
+Result<void> GatewayCore::check(const GenerateRequest& request) const {
+  if (request.prompt.empty()) return invalid("prompt", "must have at least one token");
+  if (request.n == 0) return invalid("n", "must be at least 1");
+  if (request.max_new_tokens == 0) return invalid("max_tokens", "must be at least 1");
+  const std::uint32_t context = max_context_;
+  if (context != 0 && request.prompt.size() >= context) {
+    return invalid("prompt",
+                   fmt::format("has {} tokens; with at least one to generate, {} fit into "
+                               "the context",
+                               request.prompt.size(), context - 1));
+  }
+  return {};
+}
+
+// Takes room in the queue on atomic counters: a refusal costs neither a lock nor a copy.
+Result<void> GatewayCore::reserve(std::uint64_t sequences, std::uint64_t tokens) {
+  const std::uint64_t s = queued_sequences_.fetch_add(sequences) + sequences;
+  const std::uint64_t t = queued_tokens_.fetch_add(tokens) + tokens;
+  if (s <= config_.max_queued_sequences && t <= config_.max_queued_tokens) return {};
+  release(sequences, tokens);
+  if (s > config_.max_queued_sequences) {
+    ++rejected_queue_full_;
+    metrics_.rejected_queue_full.add();
+    return Error{ErrorCode::kResourceExhausted, "gateway.max_queued_requests",
+                 fmt::format("the queue of {} sequences has no room for {} more; try again later",
+                             config_.max_queued_sequences, sequences)};
+  }
+  ++rejected_token_budget_;
+  metrics_.rejected_token_budget.add();
+  return Error{ErrorCode::kResourceExhausted, "gateway.max_queued_tokens",
+               fmt::format("the queue of {} prompt tokens has no room for {} more; try again later",
+                           config_.max_queued_tokens, tokens)};
+}
+
+void GatewayCore::release(std::uint64_t sequences, std::uint64_t tokens) {
+  queued_sequences_ -= sequences;
+  queued_tokens_ -= tokens;
+}
+
+void GatewayCore::admit(const GenerateRequest& request, RequestId first_id,
+                        const std::shared_ptr<StreamState>& stream, Clock::time_point now) {
+  const auto prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
+  for (std::uint32_t choice = 0; choice < request.n; ++choice) {
+    const RequestId id = first_id + choice;
+    SequenceRequest r{.id = id,
+                      .tokens = request.prompt,
+                      .prompt_tokens = prompt_tokens,
+                      .max_new_tokens = request.max_new_tokens,
+                      .min_new_tokens = request.min_new_tokens,
+                      .stop_token_ids = request.stop_token_ids,
+                      .sampling = request.sampling};
+    r.sampling.choice = choice;
+    journal_.open(std::move(r));
+    sequences_[id] = {
+        .stream = stream, .choice = choice, .prompt_tokens = prompt_tokens, .admitted = now};
+    queue_.push_back(id);
+    ++stats_.admitted;
+  }
+  if (stopped_) {
+    fail_stream(*stream, FailureCause::kShutdown,
+                {ErrorCode::kUnavailable, "", "the server has stopped"});
+    return;
+  }
+  spdlog::debug("gateway: {} is sequences {}..{}", request.request_id, first_id,
+                first_id + request.n - 1);
+  pump();
+}
+
+// Hands waiting sequences to cells, oldest first, as long as one has room.
+void GatewayCore::pump() {
+  while (!queue_.empty()) {
+    Cell* cell = freest_cell();
+    if (cell == nullptr || !dispatch(queue_.front(), *cell)) return;
+    queue_.pop_front();
+  }
+}
+
+GatewayCore::Cell* GatewayCore::freest_cell() {
+  Cell* best = nullptr;
+  std::int64_t best_free = 0;
+  for (auto& [id, cell] : cells_) {
+    if (!cell.connected || cell.view.state != CellState::kHealthy) continue;
+    const std::int64_t free =
+        std::int64_t{cell.view.info.max_sequences} + config_.cell_queue_depth - cell.assigned;
+    if (free > best_free) {
+      best = &cell;
+      best_free = free;
+    }
+  }
+  return best;
+}
+
+bool GatewayCore::dispatch(RequestId id, Cell& cell) {
+  const Journal::Entry* entry = journal_.find(id);
+  CHECK(entry != nullptr, "id={}", id);
+  if (!links_.submit(cell.at, entry->request)) {
+    cell.connected = false;  // its end is on the way; nothing more goes there
+    return false;
+  }
+  journal_.assign(id, cell.at);
+  Sequence& sequence = sequences_.at(id);
+  sequence.in_cell = true;
+  sequence.stream->dispatched = true;
+  ++cell.assigned;
+  release(1, sequence.prompt_tokens);
+  metrics_.queue_time.observe(
+      std::chrono::duration<double>(Clock::now() - sequence.admitted).count());
+  return true;
+}
+
+// The queue is in order of arrival, so what has waited too long stands in front.
+void GatewayCore::expire_queue(Clock::time_point now) {
+  while (!queue_.empty()) {
+    const RequestId id = queue_.front();
+    const Sequence& sequence = sequences_.at(id);
+    if (now - sequence.admitted < config_.queue_timeout) return;
+    ++stats_.queue_timeouts;
+    const std::string sentence = fmt::format(
+        "waited {} ms in the queue, which is the limit; try "
+        "again later",
+        config_.queue_timeout.count());
+    const auto stream = sequence.stream;
+    if (stream->dispatched) {
+      fail_sequence(id, FailureCause::kQueueTimeout, sentence);
+    } else {
+      fail_stream(*stream, FailureCause::kQueueTimeout,
+                  {ErrorCode::kDeadlineExceeded, "gateway.queue_timeout", sentence});
+    }
+    stream->wake();
+  }
+}
+
+void GatewayCore::unqueue(RequestId id) {
+  release(1, sequences_.at(id).prompt_tokens);
+  const auto it = std::ranges::find(queue_, id);
+  CHECK(it != queue_.end(), "id={}", id);
+  queue_.erase(it);
+}
+
+}  // namespace millrace::net

@@ -1,0 +1,218 @@
+// Whole cells: against Transformers' logits, and bit for bit against themselves in every arrangement
+// that contract C1 names.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "tests/support/engine_harness.h"
+
+namespace millrace {
+namespace {
+
+using testing::EngineHarness;
+using testing::Output;
+using testing::random_checkpoint;
+using testing::test_config;
+
+nlohmann::json golden(const std::string& name) {
+  std::ifstream file(std::string(MILLRACE_SOURCE_DIR) + "/tests/golden/tiny/" + name + ".json");
+  return nlohmann::json::parse(file);
+}
+
+std::string checkpoint_of(const std::string& name, const std::vector<std::string>& more = {}) {
+  std::vector<std::string> arguments = golden(name).at("make_random_checkpoint_arguments");
+  std::string folder = name;
+  for (const std::string& word : more) {
+    arguments.push_back(word);
+    folder += word;
+  }
+  return random_checkpoint(folder, arguments);
+}
+
+double log_sum_exp(const std::vector<double>& logits) {
+  const double most = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const double l : logits) sum += std::exp(l - most);
+  return most + std::log(sum);
+}
+
+// The log-probabilities of every token after `ids`, as the engine reports them.
+std::vector<double> engine_logprobs(EngineHarness& engine, const std::vector<std::int32_t>& ids) {
+  SequenceRequest request;
+  request.id = 1;
+  request.tokens = ids;
+  request.prompt_tokens = static_cast<std::uint32_t>(ids.size());
+  request.max_new_tokens = 1;
+  request.sampling.temperature = 0;
+  const std::int32_t vocab = engine.setup().model.vocab_size;
+  request.sampling.logprobs = vocab;
+  const Output out = engine.run({request}).at(1);
+  std::vector<double> logprobs(static_cast<std::size_t>(vocab), NAN);
+  for (const TokenLogprob& t : out.events.at(0).top) {
+    logprobs[static_cast<std::size_t>(t.token)] = static_cast<double>(t.logprob);
+  }
+  return logprobs;
+}
+
+class Golden : public ::testing::TestWithParam<std::tuple<std::string, std::pair<int, int>>> {};
+
+TEST_P(Golden, LogitsAreThoseOfTransformers) {
+  const auto& [name, grid] = GetParam();
+  if (name == "dense" && grid.second > 1) GTEST_SKIP() << "a dense model has no experts to shard";
+  const nlohmann::json data = golden(name);
+  ClusterConfig config = test_config(checkpoint_of(name));
+  config.grid.stages = grid.first;
+  config.grid.lanes = grid.second;
+  EngineHarness engine(config);
+  double worst = 0;
+  for (const auto& prompt : data.at("prompts")) {
+    const std::vector<std::int32_t> ids = prompt.at("ids");
+    for (const auto& [position, values] : prompt.at("logits").items()) {
+      const std::vector<double> expected = values;
+      const std::vector<std::int32_t> prefix(ids.begin(), ids.begin() + std::stol(position) + 1);
+      const std::vector<double> got = engine_logprobs(engine, prefix);
+      const double normaliser = log_sum_exp(expected);
+      ASSERT_EQ(got.size(), expected.size());
+      for (std::size_t v = 0; v < got.size(); ++v) {
+        worst = std::max(worst, std::abs(got[v] - (expected[v] - normaliser)));
+      }
+    }
+  }
+  // f32 on both sides with sums in different orders over rows of at most a few hundred terms and logits
+  // up to about 10: a few hundred ulps of 10.
+  EXPECT_LT(worst, 3e-4);
+  RecordProperty("worst_difference", std::to_string(worst));
+}
+
+INSTANTIATE_TEST_SUITE_P(Grids, Golden,
+                         ::testing::Combine(::testing::Values("dense", "moe", "moe-untied"),
+                                            ::testing::Values(std::pair(1, 1), std::pair(2, 2))));
+
+// A mixed load: long and short prompts, greedy and random sampling, penalties, log-probabilities.
+std::vector<SequenceRequest> mixed_requests(std::int32_t vocab) {
+  std::vector<SequenceRequest> requests;
+  std::mt19937 random(7);
+  for (RequestId id = 1; id <= 14; ++id) {
+    SequenceRequest r;
+    r.id = id;
+    const std::uint32_t length = id % 5 == 0 ? 1 + random() % 2 : 1 + random() % 150;
+    for (std::uint32_t i = 0; i < length; ++i) {
+      r.tokens.push_back(static_cast<std::int32_t>(14 + random() % static_cast<unsigned>(vocab - 14)));
+    }
+    r.prompt_tokens = length;
+    r.max_new_tokens = 4 + random() % 24;
+    r.sampling.seed = 1000 + id;
+    r.sampling.temperature = id % 3 == 0 ? 0.0F : 0.8F;
+    if (id % 4 == 0) r.sampling.top_k = 20;
+    if (id % 4 == 1) r.sampling.top_p = 0.9F;
+    if (id % 4 == 2) r.sampling.min_p = 0.05F;
+    if (id % 5 == 1) {
+      r.sampling.repetition_penalty = 1.1F;
+      r.sampling.presence_penalty = 0.3F;
+      r.sampling.frequency_penalty = 0.2F;
+    }
+    r.sampling.logprobs = static_cast<std::int32_t>(id % 4) - 1;
+    r.sampling.prompt_logprobs = id % 6 == 0;
+    requests.push_back(r);
+  }
+  return requests;
+}
+
+struct Arrangement {
+  int stages = 1;
+  int lanes = 1;
+  int threads = 1;
+  std::int32_t step_tokens = 128;
+  std::int32_t chunk = 64;
+  std::int64_t kv_tokens = 4096;
+  std::int32_t block = 32;
+  std::int32_t sequences = 16;
+  ExchangeChoice exchange = ExchangeChoice::kAuto;
+};
+
+std::map<RequestId, Output> run_in(const std::string& model, const Arrangement& a,
+                                   const std::vector<SequenceRequest>& requests, bool together) {
+  ClusterConfig config = test_config(model);
+  config.grid.stages = a.stages;
+  config.grid.lanes = a.lanes;
+  config.grid.threads_per_rank = a.threads;
+  config.scheduler.max_step_tokens = a.step_tokens;
+  config.scheduler.prefill_chunk_tokens = a.chunk;
+  config.cache.kv_tokens = a.kv_tokens;
+  config.cache.block_tokens = a.block;
+  config.cache.max_sequences = a.sequences;
+  config.scheduler.exchange = a.exchange;
+  EngineHarness engine(config);
+  if (together) return engine.run(requests);
+  std::map<RequestId, Output> all;
+  for (const SequenceRequest& request : requests) all.merge(engine.run({request}));
+  return all;
+}
+
+class SameTokens : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(SameTokens, WhateverTheGridLoadChunksBlocksAndThreads) {
+  const std::string model = checkpoint_of(GetParam());
+  const bool dense = GetParam() == "dense";
+  const std::vector<SequenceRequest> requests = mixed_requests(320);
+  const auto alone = run_in(model, {}, requests, /*together=*/false);
+  ASSERT_EQ(alone.size(), requests.size());
+  const std::vector<Arrangement> arrangements = {
+      {},                                                      // batched
+      {.threads = 3},
+      {.step_tokens = 16, .chunk = 1},                         // chunks of one token
+      {.step_tokens = 37, .chunk = 2, .block = 16},
+      {.stages = 2},
+      {.stages = 3, .step_tokens = 24, .chunk = 7},
+      {.kv_tokens = 256, .sequences = 5},                      // preemptions
+      {.lanes = 2},
+      {.stages = 2, .lanes = 2, .exchange = ExchangeChoice::kFixed},
+      {.stages = 2, .lanes = 2, .exchange = ExchangeChoice::kExact},
+      {.stages = 2, .lanes = 2, .exchange = ExchangeChoice::kAllGather},
+      {.lanes = 4, .step_tokens = 19, .chunk = 5},
+      {.lanes = 3, .kv_tokens = 256, .sequences = 4},
+  };
+  for (std::size_t i = 0; i < arrangements.size(); ++i) {
+    const Arrangement& a = arrangements[i];
+    if (dense && a.lanes > 1) continue;
+    const auto together = run_in(model, a, requests, /*together=*/true);
+    for (const SequenceRequest& request : requests) {
+      EXPECT_EQ(together.at(request.id), alone.at(request.id))
+          << "sequence " << request.id << " in arrangement " << i << " (" << a.stages << "x" << a.lanes
+          << ")";
+    }
+  }
+}
+
+TEST_P(SameTokens, WhenASequenceIsResumedFromItsTokens) {
+  const std::string model = checkpoint_of(GetParam());
+  EngineHarness engine(test_config(model));
+  for (const SequenceRequest& request : mixed_requests(320)) {
+    if (request.sampling.prompt_logprobs) continue;
+    const Output whole = engine.run({request}).at(request.id);
+    const std::vector<std::int32_t> tokens = whole.tokens();
+    SequenceRequest resumed = request;
+    const std::size_t delivered = tokens.size() / 2;
+    resumed.tokens.insert(resumed.tokens.end(), tokens.begin(),
+                          tokens.begin() + static_cast<std::ptrdiff_t>(delivered));
+    const Output rest = engine.run({resumed}).at(request.id);
+    const std::vector<TokenEvent> expected(
+        whole.events.begin() + static_cast<std::ptrdiff_t>(delivered), whole.events.end());
+    EXPECT_EQ(rest.events, expected) << "sequence " << request.id;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, SameTokens, ::testing::Values("moe", "dense", "moe-untied"));
+
+TEST(Layouts, PackedExpertsAndShardsGiveTheSameBits) {
+  const std::vector<SequenceRequest> requests = mixed_requests(320);
+  const auto expected = run_in(checkpoint_of("moe"), {.lanes = 2}, requests, true);
+  EXPECT_EQ(run_in(checkpoint_of("moe", {"--experts", "packed"}), {.lanes = 2}, requests, true), expected);
+  EXPECT_EQ(run_in(checkpoint_of("moe", {"--shard-mb", "1"}), {.lanes = 2}, requests, true), expected);
+}
+
+}  // namespace
+}  // namespace millrace

@@ -1,0 +1,105 @@
+// Cells as threads of the test process, driven with many sequences at once.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cli/embedded_cell.h"
+
+namespace millrace::testing {
+
+// Everything one sequence produced.
+struct Output {
+  std::vector<TokenEvent> events;  // in order; the last one has a finish
+  PromptLogprobsEvent prompt;
+
+  std::vector<std::int32_t> tokens() const {
+    std::vector<std::int32_t> ids;
+    for (const TokenEvent& e : events) {
+      if (e.has_token) ids.push_back(e.token.token);
+    }
+    return ids;
+  }
+  bool operator==(const Output&) const = default;
+};
+
+class EngineHarness {
+ public:
+  // Fails the test when the cell does not start.
+  explicit EngineHarness(ClusterConfig config) {
+    Result<CellSetup> setup = make_cell_setup(std::move(config));
+    if (!setup) {
+      ADD_FAILURE() << setup.error().to_string();
+      return;
+    }
+    setup_ = std::make_unique<CellSetup>(std::move(*setup));
+    CoordinatorHooks hooks;
+    hooks.on_ready = [this](Cell& cell) { cell_ = &cell; };
+    hooks.cell.on_tokens = [this](std::vector<TokenEvent> events) {
+      const std::lock_guard lock(mutex_);
+      for (TokenEvent& e : events) {
+        if (e.finish != FinishReason::kNone) ++finished_;
+        outputs_[e.id].events.push_back(std::move(e));
+      }
+      changed_.notify_all();
+    };
+    hooks.cell.on_prompt_logprobs = [this](PromptLogprobsEvent e) {
+      const std::lock_guard lock(mutex_);
+      outputs_[e.id].prompt = std::move(e);
+    };
+    ranks_ = std::make_unique<EmbeddedCell>(*setup_, std::move(hooks));
+    if (!ranks_->wait_ready()) ADD_FAILURE() << ranks_->failure();
+  }
+
+  Cell& cell() { return *cell_; }
+  const CellSetup& setup() const { return *setup_; }
+
+  // Submits all at once and returns what each became, by id.
+  std::map<RequestId, Output> run(const std::vector<SequenceRequest>& requests) {
+    {
+      const std::lock_guard lock(mutex_);
+      outputs_.clear();
+      finished_ = 0;
+    }
+    for (const SequenceRequest& request : requests) EXPECT_TRUE(cell_->submit(request));
+    std::unique_lock lock(mutex_);
+    const bool done = changed_.wait_for(lock, std::chrono::seconds(120),
+                                        [&] { return finished_ == requests.size(); });
+    EXPECT_TRUE(done) << finished_ << " of " << requests.size() << " sequences ended within 120 s";
+    return outputs_;
+  }
+
+ private:
+  std::unique_ptr<CellSetup> setup_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<RequestId, Output> outputs_;
+  std::size_t finished_ = 0;
+  Cell* cell_ = nullptr;
+  std::unique_ptr<EmbeddedCell> ranks_;
+};
+
+// A configuration for tests: embedded, small buffers, bits comparable with Transformers (f32 KV).
+inline ClusterConfig test_config(const std::string& model) {
+  ClusterConfig config;
+  config.model.path = model;
+  config.grid.threads_per_rank = 1;
+  config.cache.kv_dtype = KvDtype::kF32;
+  config.cache.kv_tokens = 4096;
+  config.cache.max_sequences = 16;
+  config.cache.max_context_tokens = 512;
+  config.scheduler.max_step_tokens = 128;
+  config.scheduler.prefill_chunk_tokens = 64;
+  return config;
+}
+
+// Makes a checkpoint with scripts/make_random_checkpoint.py, once per build folder.
+std::string random_checkpoint(const std::string& name, const std::vector<std::string>& arguments);
+
+}  // namespace millrace::testing

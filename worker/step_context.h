@@ -1,0 +1,23 @@
+// What every block of a layer gets for one step, besides its weights and state.
+#pragma once
+
+#include "config/model_config.h"
+#include "kernels/table.h"
+#include "worker/activations.h"
+#include "worker/step_batch.h"
+
+namespace millrace {
+
+struct StepContext {
+  const kernels::KernelTable& ops;
+  const kernels::Context& run;
+  const ModelConfig& model;
+  const StepBatch& batch;
+  Activations& act;
+
+  std::int64_t tokens() const { return batch.tokens(); }
+  kernels::MatrixView<float> hidden() const { return act.hidden.view(tokens()); }
+  kernels::MatrixView<float> normed() const { return act.normed.view(tokens()); }
+};
+
+}  // namespace millrace

@@ -1,0 +1,190 @@
+#include "worker/weights.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <set>
+
+#include "config/check.h"
+#include "worker/checkpoint/expected_tensors.h"
+#include "worker/checkpoint/prefault.h"
+
+namespace millrace {
+namespace {
+
+using kernels::DType;
+using kernels::WeightView;
+
+Error bad_shard(const std::string& field, const std::string& what) {
+  return invalid("shard." + field, what);
+}
+
+Result<void> check_experts(const RankShard& shard, const ModelConfig& config, std::int32_t layer) {
+  const auto& slots = shard.experts[static_cast<std::size_t>(layer - shard.layer_begin)];
+  const std::string field = fmt::format("experts[{}]", layer - shard.layer_begin);
+  if (!config.is_moe_layer(layer)) {
+    if (slots.empty()) return {};
+    return bad_shard(field, fmt::format("layer {} has a dense FFN, expected no experts", layer));
+  }
+  std::set<std::int32_t> seen;
+  for (const std::int32_t expert : slots) {
+    if (expert < -1 || expert >= config.num_experts) {
+      return bad_shard(field, fmt::format("expected expert ids below {} or -1, found {}",
+                                          config.num_experts, expert));
+    }
+    if (expert >= 0 && !seen.insert(expert).second) {
+      return bad_shard(field, fmt::format("expert {} is in two slots", expert));
+    }
+  }
+  return {};
+}
+
+Result<void> check_shard(const RankShard& shard, const ModelConfig& config) {
+  if (shard.layer_begin < 0 || shard.layer_begin >= shard.layer_end ||
+      shard.layer_end > config.num_layers()) {
+    return bad_shard("layers",
+                     fmt::format("expected a range within the {} layers, found {} to {}",
+                                 config.num_layers(), shard.layer_begin, shard.layer_end));
+  }
+  if (shard.experts.size() != static_cast<std::size_t>(shard.layer_end - shard.layer_begin)) {
+    return bad_shard("experts",
+                     fmt::format("expected one list for each of {} layers, found {}",
+                                 shard.layer_end - shard.layer_begin, shard.experts.size()));
+  }
+  for (std::int32_t layer = shard.layer_begin; layer < shard.layer_end; ++layer) {
+    if (auto checked = check_experts(shard, config, layer); !checked) return checked;
+  }
+  return {};
+}
+
+// Exact for all three plain types. The bytes may lie at any address.
+std::vector<float> to_f32(const TensorEntry& entry) {
+  const auto size = static_cast<std::size_t>(kernels::block_bytes(entry.dtype));
+  std::vector<float> out(entry.bytes / size);
+  if (entry.dtype == DType::kF32) {
+    std::memcpy(out.data(), entry.data, entry.bytes);
+    return out;
+  }
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, entry.data + i * size, size);
+    out[i] = entry.dtype == DType::kBF16 ? kernels::bf16_to_f32(bits) : kernels::f16_to_f32(bits);
+  }
+  return out;
+}
+
+// Takes tensors of a source that validate_tensors has passed, so each lookup succeeds.
+class Taker {
+ public:
+  Taker(const TensorSource& source, const ModelConfig& config) : source_(source), config_(config) {}
+
+  WeightView matrix(const std::string& name) { return keep(entry(name).view()); }
+  std::vector<float> values(const std::string& name) { return to_f32(entry(name)); }
+
+  LayerWeights layer(std::int32_t layer, const std::vector<std::int32_t>& expert_slots) {
+    LayerWeights out;
+    out.layer = layer;
+    out.operator_norm = values(layer_tensor(layer, "operator_norm.weight"));
+    out.ffn_norm = values(layer_tensor(layer, "ffn_norm.weight"));
+    if (config_.layers[layer] == LayerKind::kShortConv) {
+      out.conv = conv(layer);
+    } else {
+      out.attention = attention(layer);
+    }
+    if (config_.is_moe_layer(layer)) {
+      out.moe = moe(layer, expert_slots);
+    } else {
+      out.dense = FfnWeights{matrix(layer_tensor(layer, "feed_forward.w1.weight")),
+                             matrix(layer_tensor(layer, "feed_forward.w3.weight")),
+                             matrix(layer_tensor(layer, "feed_forward.w2.weight"))};
+    }
+    return out;
+  }
+
+  std::vector<std::span<const std::byte>> ranges() const { return merge_ranges(ranges_); }
+
+ private:
+  const TensorEntry& entry(const std::string& name) const {
+    const TensorEntry* found = source_.find(name);
+    CHECK(found != nullptr, "{} passed validation but is not there", name);
+    return *found;
+  }
+
+  WeightView keep(WeightView view) {
+    ranges_.emplace_back(view.data, static_cast<std::size_t>(view.bytes()));
+    return view;
+  }
+
+  ConvWeights conv(std::int32_t layer) {
+    return {matrix(layer_tensor(layer, "conv.in_proj.weight")),
+            values(layer_tensor(layer, "conv.conv.weight")),
+            matrix(layer_tensor(layer, "conv.out_proj.weight"))};
+  }
+
+  AttentionWeights attention(std::int32_t layer) {
+    return {matrix(layer_tensor(layer, "self_attn.q_proj.weight")),
+            matrix(layer_tensor(layer, "self_attn.k_proj.weight")),
+            matrix(layer_tensor(layer, "self_attn.v_proj.weight")),
+            matrix(layer_tensor(layer, "self_attn.out_proj.weight")),
+            values(layer_tensor(layer, "self_attn.q_layernorm.weight")),
+            values(layer_tensor(layer, "self_attn.k_layernorm.weight"))};
+  }
+
+  MoeWeights moe(std::int32_t layer, const std::vector<std::int32_t>& slots) {
+    MoeWeights out;
+    out.router = matrix(layer_tensor(layer, "feed_forward.gate.weight"));
+    if (config_.use_expert_bias) {
+      out.expert_bias = values(layer_tensor(layer, "feed_forward.expert_bias"));
+    }
+    out.expert_ids = slots;
+    for (const std::int32_t expert : slots) {
+      FfnWeights& weights = out.experts.emplace_back();
+      if (expert < 0) continue;
+      weights = expert_weights(source_, layer, expert).value();
+      for (const WeightView& view : {weights.w1, weights.w3, weights.w2}) keep(view);
+    }
+    return out;
+  }
+
+  const TensorSource& source_;
+  const ModelConfig& config_;
+  std::vector<std::span<const std::byte>> ranges_;
+};
+
+}  // namespace
+
+Result<FfnWeights> expert_weights(const TensorSource& source, std::int32_t layer,
+                                  std::int32_t expert) {
+  auto w1 = source.expert(layer, expert, ExpertPart::kGate);
+  if (!w1) return w1.error();
+  auto w3 = source.expert(layer, expert, ExpertPart::kUp);
+  if (!w3) return w3.error();
+  auto w2 = source.expert(layer, expert, ExpertPart::kDown);
+  if (!w2) return w2.error();
+  return FfnWeights{*w1, *w3, *w2};
+}
+
+Result<ModelWeights> load_weights(const TensorSource& source, const ModelConfig& config,
+                                  const RankShard& shard, const LoadOptions& options) {
+  if (auto checked = check_shard(shard, config); !checked) return checked.error();
+  if (auto checked = validate_tensors(source, config); !checked) return checked.error();
+
+  ModelWeights out;
+  Taker take(source, config);
+  if (shard.first_stage) out.embed = take.matrix("model.embed_tokens.weight");
+  for (std::int32_t layer = shard.layer_begin; layer < shard.layer_end; ++layer) {
+    out.layers.push_back(
+        take.layer(layer, shard.experts[static_cast<std::size_t>(layer - shard.layer_begin)]));
+  }
+  if (shard.last_stage) {
+    out.final_norm = take.values("model.embedding_norm.weight");
+    out.lm_head =
+        take.matrix(config.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+  }
+  const auto ranges = take.ranges();
+  for (const auto& range : ranges) out.mapped_bytes += range.size();
+  if (options.prefault) prefault(ranges, options.threads, options.progress);
+  return out;
+}
+
+}  // namespace millrace

@@ -1,0 +1,195 @@
+#include "worker/worker.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "config/check.h"
+#include "worker/plan_transport.h"
+
+namespace millrace {
+
+namespace {
+
+// Logits are computed for so many rows at a time: a weight panel is then read once for all of them,
+// and the buffer stays small beside the weights (32 x 65,536 floats are 8 MiB).
+constexpr std::int64_t kLogitRows = 32;
+
+std::int64_t count_conv(const ModelWeights& weights) {
+  return std::count_if(weights.layers.begin(), weights.layers.end(),
+                       [](const LayerWeights& layer) { return layer.conv.has_value(); });
+}
+
+std::int64_t count_attention(const ModelWeights& weights) {
+  return static_cast<std::int64_t>(weights.layers.size()) - count_conv(weights);
+}
+
+parallel::ExchangeShape exchange_shape(const WorkerOptions& options, const ModelConfig& model,
+                                       const parallel::ExpertPlacement& placement) {
+  parallel::ExchangeShape shape;
+  shape.max_tokens = options.limits.max_tokens;
+  shape.hidden = model.hidden_size;
+  shape.top_k = model.num_experts_per_tok;
+  shape.experts = model.num_experts;
+  shape.slots = placement.slots_per_lane();
+  shape.lanes = placement.lanes();
+  shape.all_gather = options.all_gather;
+  return shape;
+}
+
+}  // namespace
+
+Worker::Worker(const WorkerOptions& options, const ModelConfig& model, const ModelWeights& weights,
+               const parallel::ExpertPlacement& placement, parallel::CellComms& comms)
+    : options_(options),
+      model_(model),
+      weights_(weights),
+      placement_(placement),
+      comms_(comms),
+      pool_(options.threads),
+      run_{&pool_},
+      inverse_frequencies_(kernels::rope_inverse_frequencies(model.rope_theta, model.head_dim)),
+      batch_(options.limits),
+      kv_(count_attention(weights), options.limits.blocks, options.limits.block_tokens,
+          model.num_kv_heads, model.head_dim, options.kv_dtype),
+      conv_(count_conv(weights), options.limits.max_sequences, model.conv_l_cache,
+            model.hidden_size),
+      pipeline_(*comms.column, options.limits.max_tokens,
+                static_cast<std::size_t>(model.hidden_size)) {
+  CHECK(options.kernels != nullptr && comms.position.has_value(),
+        "a worker has a place in the grid");
+  for (const LayerWeights& layer : weights.layers) {
+    if (layer.moe) moe_.emplace_back(*layer.moe);
+  }
+  std::int64_t expert_rows = 0;
+  if (model.num_experts > 0) {
+    const parallel::ExchangeShape shape = exchange_shape(options, model, placement);
+    exchange_ =
+        std::make_unique<parallel::ExpertExchange>(*comms.stage, shape, options.kernels->combine);
+    expert_rows = parallel::ExpertExchange::max_rows(shape);
+  }
+  act_ = std::make_unique<Activations>(model, options.limits.max_tokens, expert_rows, kLogitRows);
+  if (last_stage()) {
+    sampler_ = std::make_unique<Sampler>(options.limits.max_sequences, model.vocab_size);
+  }
+}
+
+Worker::~Worker() = default;
+
+bool Worker::first_stage() const { return comms_.grid.first_stage(*comms_.position); }
+bool Worker::last_stage() const { return comms_.grid.last_stage(*comms_.position); }
+
+void Worker::run() {
+  PlanReceiver receiver(*comms_.world);
+  while (true) {
+    const StepPlan& plan = receiver.next();
+    if (plan.shutdown) return;
+    const StepResult& result = execute(plan);
+    if (last_stage()) receiver.answer(result);
+  }
+}
+
+void Worker::start_sequences(const LanePlan& plan) {
+  for (const SequenceStart& start : plan.starts) {
+    conv_.zero(start.slot);
+    if (!sampler_) continue;
+    if (Result<void> ok = sampler_->start(start); !ok) {
+      throw std::runtime_error("step plan: " + ok.error().to_string());
+    }
+  }
+}
+
+void Worker::take_input(const StepPlan& plan) {
+  const StepContext step{*options_.kernels, run_, model_, batch_, *act_};
+  if (first_stage()) {
+    lfm2_embed(step, weights_.embed);
+    return;
+  }
+  const std::span<const float> in =
+      pipeline_.recv(plan.step, static_cast<std::size_t>(batch_.tokens()));
+  std::copy(in.begin(), in.end(), step.hidden().data);
+}
+
+MoeExchange Worker::exchange_for(const StepPlan& plan) {
+  parallel::DispatchPath path = parallel::DispatchPath::kLocal;
+  if (comms_.grid.lanes() > 1) {
+    switch (plan.exchange) {
+      case ExchangePath::kAllToAllFixed:
+        path = parallel::DispatchPath::kAllToAllFixed;
+        break;
+      case ExchangePath::kAllToAllExact:
+        path = parallel::DispatchPath::kAllToAllExact;
+        break;
+      case ExchangePath::kAllGather:
+        path = parallel::DispatchPath::kAllGather;
+        break;
+    }
+  }
+  return {*exchange_, path, plan.bucket};
+}
+
+const StepResult& Worker::execute(const StepPlan& plan) {
+  const auto lane = static_cast<std::size_t>(comms_.position->lane);
+  if (lane >= plan.lanes.size() || plan.bucket > options_.limits.max_tokens) {
+    throw std::runtime_error("step plan: wrong number of lanes, or a bucket above max_step_tokens");
+  }
+  batch_.load(plan.lanes[lane]);
+  start_sequences(plan.lanes[lane]);
+  const bool any = batch_.tokens() > 0;
+  if (any) take_input(plan);
+
+  const StepContext step{*options_.kernels, run_, model_, batch_, *act_};
+  const StageState state{kv_, conv_, moe_, inverse_frequencies_};
+  if (exchange_) {
+    const MoeExchange exchange = exchange_for(plan);
+    lfm2_layers(step, weights_, state, &exchange, placement_);
+  } else {
+    lfm2_layers(step, weights_, state, nullptr, placement_);
+  }
+
+  result_.step = plan.step;
+  result_.lane = static_cast<std::uint32_t>(lane);
+  result_.sampled.clear();
+  result_.prompt_logprobs.clear();
+  if (last_stage()) {
+    sample();
+  } else if (any) {
+    const auto hidden = step.hidden();
+    pipeline_.send(plan.step,
+                   {hidden.data, static_cast<std::size_t>(hidden.rows() * hidden.cols())});
+  }
+  return result_;
+}
+
+void Worker::sample() {
+  const StepContext step{*options_.kernels, run_, model_, batch_, *act_};
+  const std::span<const LogitRow> rows = batch_.logit_rows();
+  for (std::size_t begin = 0; begin < rows.size(); begin += kLogitRows) {
+    const auto tile = rows.subspan(begin, std::min<std::size_t>(kLogitRows, rows.size() - begin));
+    const auto logits = lfm2_logits(step, weights_, tile);
+    for (std::size_t i = 0; i < tile.size(); ++i) {
+      sample_row(tile[i], {logits.row(static_cast<std::int64_t>(i)),
+                           static_cast<std::size_t>(logits.cols())});
+    }
+  }
+}
+
+void Worker::sample_row(const LogitRow& row, std::span<const float> logits) {
+  if (row.sample) {
+    Result<SampledToken> sampled = sampler_->sample(row.slot, row.position, logits);
+    // Logits that are not numbers end this sequence only; its neighbours are not touched.
+    result_.sampled.push_back(sampled ? std::move(*sampled)
+                                      : SampledToken{row.slot, {kNoToken, 0}, {}});
+  }
+  if (row.prompt_target >= 0) {
+    auto target =
+        sampler_->prompt_logprob(logits, row.prompt_target, sampler_->alternatives(row.slot));
+    PromptLogprobs entry{row.slot, row.position, {row.prompt_target, 0}, {}};
+    if (target) {
+      entry.target = target->target;
+      entry.top = std::move(target->top);
+    }
+    result_.prompt_logprobs.push_back(std::move(entry));
+  }
+}
+
+}  // namespace millrace

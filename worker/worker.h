@@ -1,0 +1,81 @@
+// One worker: the rank at (stage, lane) of a cell. Executes step plans in order until the shutdown
+// plan.
+//
+// Owned by one thread, which does all its MPI or thread communication. What goes wrong is an
+// exception out of run(): the rank must then leave with a failure, so that the cell ends and is
+// started again.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "config/model_config.h"
+#include "kernels/table.h"
+#include "parallel/expert_parallel.h"
+#include "parallel/expert_placement.h"
+#include "parallel/pipeline.h"
+#include "parallel/process_grid.h"
+#include "worker/conv_state.h"
+#include "worker/kv_cache.h"
+#include "worker/lfm2.h"
+#include "worker/sampler.h"
+#include "worker/step.h"
+#include "worker/step_batch.h"
+#include "worker/weights.h"
+
+namespace millrace {
+
+struct WorkerOptions {
+  BatchLimits limits;
+  kernels::DType kv_dtype = kernels::DType::kBF16;
+  int threads = 1;                                // compute threads, the caller's included
+  const kernels::KernelTable* kernels = nullptr;  // kernels/table.h, complete
+  bool all_gather = true;                         // reserve the buffers of that exchange path
+};
+
+class Worker {
+ public:
+  // `comms` and the memory behind `weights` must outlive the worker; `placement` is indexed by MoE
+  // layer of the whole model. Allocates all buffers here.
+  Worker(const WorkerOptions& options, const ModelConfig& model, const ModelWeights& weights,
+         const parallel::ExpertPlacement& placement, parallel::CellComms& comms);
+  ~Worker();
+
+  // Takes plans from the coordinator until one says shutdown.
+  void run();
+
+  // One step, without the road from and to the coordinator. The result is valid until the next call
+  // and empty unless this is the last stage. A collective of the cell's workers.
+  const StepResult& execute(const StepPlan& plan);
+
+ private:
+  void start_sequences(const LanePlan& plan);
+  void take_input(const StepPlan& plan);
+  void sample();
+  void sample_row(const LogitRow& row, std::span<const float> logits);
+  MoeExchange exchange_for(const StepPlan& plan);
+  bool first_stage() const;
+  bool last_stage() const;
+
+  WorkerOptions options_;
+  const ModelConfig& model_;
+  const ModelWeights& weights_;
+  const parallel::ExpertPlacement& placement_;
+  parallel::CellComms& comms_;
+
+  kernels::ThreadPool pool_;
+  kernels::Context run_;
+  std::vector<float> inverse_frequencies_;
+  std::vector<MoeLayer> moe_;
+  StepBatch batch_;
+  KvCache kv_;
+  ConvState conv_;
+  parallel::PipelineLink pipeline_;
+  std::unique_ptr<parallel::ExpertExchange> exchange_;  // null for dense models
+  std::unique_ptr<Activations> act_;
+  std::unique_ptr<Sampler> sampler_;  // last stage only
+  StepResult result_;
+};
+
+}  // namespace millrace

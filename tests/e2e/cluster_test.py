@@ -4,6 +4,7 @@
 Standard library only. MILLRACE_BIN names the executable; the model is models/sample.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -83,8 +84,9 @@ class Service:
             self.port = int(wait_for("the URL", self._url))
 
     def _read(self):
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append(line.rstrip("\n"))
 
     def _url(self):
         if self.process.poll() is not None:
@@ -112,30 +114,29 @@ class Service:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def get(self, path: str) -> tuple[int, str]:
-        connection = self.connect()
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
+        with contextlib.closing(self.connect()) as connection:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
 
     def post(self, path: str, body: dict) -> tuple[int, dict]:
-        connection = self.connect()
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
+        with contextlib.closing(self.connect()) as connection:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
 
     def stream(self, path: str, body: dict):
         """Yields the objects of a stream's data events, then "[DONE]"."""
-        connection = self.connect()
-        connection.request("POST", path, json.dumps({**body, "stream": True}),
-                           {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        assert response.status == 200, response.read()
-        for raw in response:
-            line = raw.decode().rstrip("\r\n")
-            if line.startswith("data: "):
-                data = line[len("data: "):]
-                yield data if data == "[DONE]" else json.loads(data)
-        connection.close()
+        with contextlib.closing(self.connect()) as connection:
+            connection.request("POST", path, json.dumps({**body, "stream": True}),
+                               {"Content-Type": "application/json"})
+            with connection.getresponse() as response:
+                assert response.status == 200, response.read()
+                for raw in response:
+                    line = raw.decode().rstrip("\r\n")
+                    if line.startswith("data: "):
+                        data = line[len("data: "):]
+                        yield data if data == "[DONE]" else json.loads(data)
 
     def metric(self, name: str) -> float:
         total = 0.0

@@ -1,5 +1,5 @@
-// Whole cells: against Transformers' logits, and bit for bit against themselves in every arrangement
-// that contract C1 names.
+// Whole cells: against Transformers' logits, and bit for bit against themselves in every
+// arrangement that contract C1 names.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -81,8 +81,8 @@ TEST_P(Golden, LogitsAreThoseOfTransformers) {
       }
     }
   }
-  // f32 on both sides with sums in different orders over rows of at most a few hundred terms and logits
-  // up to about 10: a few hundred ulps of 10.
+  // f32 on both sides with sums in different orders over rows of at most a few hundred terms and
+  // logits up to about 10: a few hundred ulps of 10.
   EXPECT_LT(worst, 3e-4);
   RecordProperty("worst_difference", std::to_string(worst));
 }
@@ -100,7 +100,8 @@ std::vector<SequenceRequest> mixed_requests(std::int32_t vocab) {
     r.id = id;
     const std::uint32_t length = id % 5 == 0 ? 1 + random() % 2 : 1 + random() % 150;
     for (std::uint32_t i = 0; i < length; ++i) {
-      r.tokens.push_back(static_cast<std::int32_t>(14 + random() % static_cast<unsigned>(vocab - 14)));
+      r.tokens.push_back(
+          static_cast<std::int32_t>(14 + random() % static_cast<unsigned>(vocab - 14)));
     }
     r.prompt_tokens = length;
     r.max_new_tokens = 4 + random() % 24;
@@ -161,13 +162,13 @@ TEST_P(SameTokens, WhateverTheGridLoadChunksBlocksAndThreads) {
   const auto alone = run_in(model, {}, requests, /*together=*/false);
   ASSERT_EQ(alone.size(), requests.size());
   const std::vector<Arrangement> arrangements = {
-      {},                                                      // batched
+      {},  // batched
       {.threads = 3},
-      {.step_tokens = 16, .chunk = 1},                         // chunks of one token
+      {.step_tokens = 16, .chunk = 1},  // chunks of one token
       {.step_tokens = 37, .chunk = 2, .block = 16},
       {.stages = 2},
       {.stages = 3, .step_tokens = 24, .chunk = 7},
-      {.kv_tokens = 256, .sequences = 5},                      // preemptions
+      {.kv_tokens = 256, .sequences = 5},  // preemptions
       {.lanes = 2},
       {.stages = 2, .lanes = 2, .exchange = ExchangeChoice::kFixed},
       {.stages = 2, .lanes = 2, .exchange = ExchangeChoice::kExact},
@@ -181,8 +182,8 @@ TEST_P(SameTokens, WhateverTheGridLoadChunksBlocksAndThreads) {
     const auto together = run_in(model, a, requests, /*together=*/true);
     for (const SequenceRequest& request : requests) {
       EXPECT_EQ(together.at(request.id), alone.at(request.id))
-          << "sequence " << request.id << " in arrangement " << i << " (" << a.stages << "x" << a.lanes
-          << ")";
+          << "sequence " << request.id << " in arrangement " << i << " (" << a.stages << "x"
+          << a.lanes << ")";
     }
   }
 }
@@ -210,8 +211,10 @@ INSTANTIATE_TEST_SUITE_P(Models, SameTokens, ::testing::Values("moe", "dense", "
 TEST(Layouts, PackedExpertsAndShardsGiveTheSameBits) {
   const std::vector<SequenceRequest> requests = mixed_requests(320);
   const auto expected = run_in(checkpoint_of("moe"), {.lanes = 2}, requests, true);
-  EXPECT_EQ(run_in(checkpoint_of("moe", {"--experts", "packed"}), {.lanes = 2}, requests, true), expected);
-  EXPECT_EQ(run_in(checkpoint_of("moe", {"--shard-mb", "1"}), {.lanes = 2}, requests, true), expected);
+  EXPECT_EQ(run_in(checkpoint_of("moe", {"--experts", "packed"}), {.lanes = 2}, requests, true),
+            expected);
+  EXPECT_EQ(run_in(checkpoint_of("moe", {"--shard-mb", "1"}), {.lanes = 2}, requests, true),
+            expected);
 }
 
 }  // namespace

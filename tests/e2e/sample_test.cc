@@ -1,0 +1,171 @@
+// The sample model against what Transformers computed of it (models/sample/reference.json):
+// perplexity of the held-out text, greedy continuations, logits; and the same through GGUF files of
+// it.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+
+#include "cli/text_model.h"
+#include "tests/support/engine_harness.h"
+
+namespace millrace {
+namespace {
+
+using testing::EngineHarness;
+using testing::Output;
+
+const std::string kSample = std::string(MILLRACE_SOURCE_DIR) + "/models/sample";
+
+nlohmann::ordered_json reference() {
+  std::ifstream file(kSample + "/reference.json");
+  return nlohmann::ordered_json::parse(file);
+}
+
+ClusterConfig sample_config(const std::string& path) {
+  ClusterConfig config = testing::test_config(path);
+  config.cache.kv_tokens = 16'384;
+  config.scheduler.max_step_tokens = 512;
+  config.scheduler.prefill_chunk_tokens = 512;
+  config.cache.max_context_tokens = 1024;
+  config.grid.threads_per_rank = 2;
+  return config;
+}
+
+// The sample as a GGUF file, made once per build folder.
+std::string gguf_of_sample(const std::string& quant) {
+  const std::filesystem::path path = std::filesystem::path(MILLRACE_BINARY_DIR) / "tests" /
+                                     "checkpoints" / ("sample-" + quant + ".gguf");
+  if (std::filesystem::exists(path)) return path;
+  std::filesystem::create_directories(path.parent_path());
+  const std::string part = path.string() + "." + std::to_string(getpid()) + ".part.gguf";
+  const std::string command = std::string(MILLRACE_PYTHON) + " " + MILLRACE_SOURCE_DIR +
+                              "/scripts/make_random_checkpoint.py --convert " + kSample +
+                              " --quant " + quant + " --out " + part + " > /dev/null";
+  EXPECT_EQ(std::system(command.c_str()), 0) << command;
+  std::filesystem::rename(part, path);
+  return path;
+}
+
+struct Nll {
+  double sum = 0;
+  std::uint64_t tokens = 0;
+  double perplexity() const { return std::exp(sum / static_cast<double>(tokens)); }
+};
+
+// By reference.json's definition: windows of 512 tokens, each begun with BOS, all predicted tokens.
+Nll held_out_nll(EngineHarness& engine, const std::string& path) {
+  Result<TextModel> text = load_text_model(path);
+  EXPECT_TRUE(text) << text.error().to_string();
+  std::ifstream file(kSample + "/held-out.txt");
+  const std::string content{std::istreambuf_iterator<char>(file), {}};
+  const auto tokens = *text->tokenizer.encode(content, {.add_special = false});
+  std::vector<SequenceRequest> requests;
+  constexpr std::size_t kBody = 511;
+  for (std::size_t begin = 0; begin < tokens.size(); begin += kBody) {
+    SequenceRequest r;
+    r.id = requests.size() + 1;
+    r.tokens = {*text->tokenizer.bos()};
+    const std::size_t end = std::min(tokens.size(), begin + kBody);
+    r.tokens.insert(r.tokens.end(), tokens.begin() + static_cast<std::ptrdiff_t>(begin),
+                    tokens.begin() + static_cast<std::ptrdiff_t>(end));
+    r.prompt_tokens = static_cast<std::uint32_t>(r.tokens.size());
+    r.max_new_tokens = 1;
+    r.sampling.temperature = 0;
+    r.sampling.prompt_logprobs = true;
+    requests.push_back(std::move(r));
+  }
+  Nll nll;
+  for (const auto& [id, output] : engine.run(requests)) {
+    for (const TokenLogprob& target : output.prompt.targets) {
+      nll.sum -= static_cast<double>(target.logprob);
+      ++nll.tokens;
+    }
+  }
+  return nll;
+}
+
+TEST(Sample, PerplexityIsTransformers) {
+  const nlohmann::ordered_json expected = reference().at("held_out");
+  EngineHarness engine(sample_config(kSample));
+  const Nll nll = held_out_nll(engine, kSample);
+  EXPECT_EQ(nll.tokens, expected.at("tokens").get<std::uint64_t>());
+  // Both in f32 with different orders of summation; a router near-tie may flip an expert somewhere.
+  EXPECT_NEAR(nll.perplexity() / expected.at("perplexity").get<double>(), 1.0, 2e-5);
+}
+
+TEST(Sample, PerplexityThroughGgufIsTransformersOnTheSameWeights) {
+  const nlohmann::ordered_json expected = reference().at("held_out_perplexity_through_gguf");
+  ASSERT_FALSE(expected.empty());
+  for (const auto& [quant, perplexity] : expected.items()) {
+    const std::string path = gguf_of_sample(quant);
+    EngineHarness engine(sample_config(path));
+    const Nll nll = held_out_nll(engine, path);
+    EXPECT_NEAR(nll.perplexity() / perplexity.get<double>(), 1.0, 1e-4) << quant;
+  }
+}
+
+TEST(Sample, EveryGgufTypeLoadsAndStaysCloseToTheOriginal) {
+  const double original = reference().at("held_out").at("perplexity");
+  for (const std::string quant : {"f32", "f16", "bf16", "q4_1", "q5_k", "q6_k"}) {
+    const std::string path = gguf_of_sample(quant);
+    EngineHarness engine(sample_config(path));
+    const Nll nll = held_out_nll(engine, path);
+    const double limit = quant == "f32" || quant == "bf16" ? 2e-5 : 0.02;
+    EXPECT_NEAR(nll.perplexity() / original, 1.0, limit) << quant;
+  }
+}
+
+TEST(Sample, GreedyTokensAreTransformers) {
+  EngineHarness engine(sample_config(kSample));
+  const nlohmann::ordered_json prompts = reference().at("prompts");
+  ASSERT_FALSE(prompts.empty());
+  for (const auto& prompt : prompts) {
+    SequenceRequest r;
+    r.id = 1;
+    r.tokens = prompt.at("ids").get<std::vector<std::int32_t>>();
+    r.prompt_tokens = static_cast<std::uint32_t>(r.tokens.size());
+    const auto greedy = prompt.at("greedy").get<std::vector<std::int32_t>>();
+    r.max_new_tokens = static_cast<std::uint32_t>(greedy.size());
+    r.sampling.temperature = 0;
+    const std::vector<std::int32_t> got = engine.run({r}).at(1).tokens();
+    // Where the two likeliest tokens are closer than rounding, either is right; what follows is
+    // then another text.
+    const auto gaps = prompt.at("greedy_logit_gaps").get<std::vector<double>>();
+    constexpr double kNearTie = 1e-3;
+    std::size_t compared = 0;
+    while (compared < greedy.size() && gaps[compared] > kNearTie) ++compared;
+    EXPECT_GT(compared, 0U) << prompt.at("name");
+    EXPECT_EQ(std::vector(got.begin(), got.begin() + static_cast<std::ptrdiff_t>(compared)),
+              std::vector(greedy.begin(), greedy.begin() + static_cast<std::ptrdiff_t>(compared)))
+        << prompt.at("name");
+  }
+}
+
+TEST(Sample, TokenizerGivesTheReferenceIds) {
+  const Result<TextModel> text = load_text_model(kSample);
+  ASSERT_TRUE(text) << text.error().to_string();
+  ASSERT_TRUE(text->chat_template.has_value());
+  const nlohmann::ordered_json prompts = reference().at("prompts");
+  ASSERT_FALSE(prompts.empty());
+  for (const auto& prompt : prompts) {
+    std::string written = prompt.value("text", "");
+    const bool chat = prompt.contains("messages");
+    if (chat) {
+      const Result<std::string> rendered = text->chat_template->render(
+          prompt.at("messages"), prompt.value("tools", nlohmann::ordered_json()));
+      ASSERT_TRUE(rendered) << rendered.error().to_string();
+      written = *rendered;
+    }
+    const auto ids = text->tokenizer.encode(written, {.add_special = !chat});
+    ASSERT_TRUE(ids) << ids.error().to_string();
+    EXPECT_EQ(*ids, prompt.at("ids").get<std::vector<std::int32_t>>()) << prompt.at("name");
+  }
+}
+
+}  // namespace
+}  // namespace millrace

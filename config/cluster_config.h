@@ -328,6 +328,7 @@ struct CellSection {
   std::string mpirun = "mpirun";
   std::vector<std::string> mpirun_args;
   std::vector<std::string> hosts;
+  std::string network;
   std::int64_t restart_backoff_min_ms = 500;
   std::int64_t restart_backoff_max_ms = 30'000;
 
@@ -340,8 +341,18 @@ struct CellSection {
     v({"mpirun", "Path of mpirun (Open MPI 4.1 or later)."}, s.mpirun);
     v({"mpirun_args", "Further arguments of mpirun, before the program."}, s.mpirun_args);
     v({"hosts",
-       "Nodes of this cell as host or host:slots, this one included. Empty: all ranks run here."},
+       "Nodes of this cell as host or host:workers, this one first. Rank 0, which computes "
+       "nothing, "
+       "runs here beside this node's workers. Nodes with a number are filled in this order, the "
+       "others "
+       "share the rest evenly. The binary and the model have the same path on each node. Empty: "
+       "all "
+       "ranks run here."},
       s.hosts);
+    v({"network",
+       "Subnets (10.0.0.0/24) or interfaces, separated by commas, over which the ranks of several "
+       "nodes talk. Empty: Open MPI chooses."},
+      s.network);
     v({"restart_backoff_min_ms",
        "Pause before the first restart of a dead cell; doubles each time.", 1, kMaxWaitMs},
       s.restart_backoff_min_ms);
@@ -355,17 +366,24 @@ struct NodeAgentSection {
   std::int32_t port = 7700;
   std::string secret_file;
   std::int64_t timeout_ms = 10'000;
+  std::int32_t max_connections = 16;
 
   template <class Self, class Visitor>
   static void fields(Self& s, Visitor&& v) {
     v({"host", "Address on which millrace node-agent listens."}, s.host);
     v({"port", "Port of every node agent of the cluster.", 1, 65535}, s.port);
     v({"secret_file",
-       "File with the secret that leader and agents prove to each other. Empty: the other nodes of "
-       "cell.hosts are reached by mpirun's own ssh."},
+       "File with the secret that leader and agents prove to each other: 32 bytes or more, "
+       "readable "
+       "by its owner alone. Empty: the other nodes of cell.hosts are reached by mpirun's own ssh."},
       s.secret_file);
-    v({"timeout_ms", "Longest connect, handshake or answer of an agent.", 1, kMaxWaitMs},
+    v({"timeout_ms",
+       "Longest connect or handshake, and the silence after which leader and agent give each other "
+       "up and the agent ends what it started.",
+       100, kMaxWaitMs},
       s.timeout_ms);
+    v({"max_connections", "Cells that may have ranks on a node at the same time.", 1, 1024},
+      s.max_connections);
   }
 };
 

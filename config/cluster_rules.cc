@@ -1,6 +1,8 @@
 // Rules between fields, and strings that have a form.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <fstream>
 #include <set>
@@ -87,20 +89,51 @@ Result<void> check_cell(const ClusterConfig& c) {
   }
   if (c.cell.mpirun.empty())
     return invalid("cell.mpirun", "must be a path or a name found by PATH");
+  return {};
+}
+
+// The names go into mpirun's host list and onto its launch agent's command line.
+bool only(const std::string& text, std::string_view extra) {
+  return std::all_of(text.begin(), text.end(), [extra](unsigned char c) {
+    return std::isalnum(c) != 0 || extra.find(static_cast<char>(c)) != std::string_view::npos;
+  });
+}
+
+Result<void> check_hosts(const ClusterConfig& c) {
   std::set<std::string> hosts;
+  int placed = 0;
+  bool counted = !c.cell.hosts.empty();
   for (const std::string& entry : c.cell.hosts) {
     const std::size_t colon = entry.rfind(':');
     const std::string host = entry.substr(0, colon);
-    int slots = 1;
-    const bool good =
-        colon == std::string::npos || parse_port(std::string_view(entry).substr(colon + 1), slots);
-    if (host.empty() || !good || host.find_first_of(" ,\t\n") != std::string::npos) {
-      return invalid("cell.hosts", fmt::format("'{}' must be host or host:slots", entry));
+    int workers = 0;
+    const bool good = colon == std::string::npos ||
+                      parse_port(std::string_view(entry).substr(colon + 1), workers);
+    if (host.empty() || host[0] == '-' || !good || !only(host, ".-_")) {
+      return invalid("cell.hosts", fmt::format("'{}' must be host or host:workers", entry));
     }
     if (!hosts.insert(host).second) {
       return invalid("cell.hosts",
-                     fmt::format("'{}' is listed twice; give its slots instead", host));
+                     fmt::format("'{}' is listed twice; give its workers instead", host));
     }
+    counted = counted && colon != std::string::npos;
+    placed += workers;
+  }
+  const int needed = c.grid.stages * c.grid.lanes;
+  if (counted && placed < needed) {
+    return invalid("cell.hosts", fmt::format("have room for {} workers, but grid.stages x "
+                                             "grid.lanes is {}",
+                                             placed, needed));
+  }
+  if (!only(c.cell.network, "./,:-_")) {
+    return invalid("cell.network", fmt::format("'{}' must be subnets such as 10.0.0.0/24 or "
+                                               "interface names, separated by commas",
+                                               c.cell.network));
+  }
+  if (!c.cell.hosts.empty() && c.grid.cells > 1) {
+    return invalid("grid.cells",
+                   "serve starts one cell when that cell has cell.hosts; start others "
+                   "with millrace cell");
   }
   return {};
 }
@@ -108,7 +141,7 @@ Result<void> check_cell(const ClusterConfig& c) {
 }  // namespace
 
 Result<void> check_cluster_config(const ClusterConfig& config) {
-  for (const auto check : {check_grid, check_deadlines, check_gateway, check_cell}) {
+  for (const auto check : {check_grid, check_deadlines, check_gateway, check_cell, check_hosts}) {
     if (auto checked = check(config); !checked) return checked.error();
   }
   return {};

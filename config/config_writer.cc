@@ -120,12 +120,12 @@ std::string default_yaml() {
         out += fmt::format("\n# {}\n{}:\n", help, name);
         using Section = std::remove_cvref_t<decltype(section)>;
         Section::fields(section, [&](const FieldSpec& spec, const auto& member) {
-          std::string help(spec.help);
+          std::string meaning(spec.help);
           // What a string or a switch may be shows from its value.
           if (spec.max > spec.min || std::is_enum_v<std::remove_cvref_t<decltype(member)>>) {
-            help += fmt::format(" Allowed: {}.", detail::allowed_values(spec, member));
+            meaning += fmt::format(" Allowed: {}.", detail::allowed_values(spec, member));
           }
-          out += wrapped(help, "  #");
+          out += wrapped(meaning, "  #");
           out += fmt::format("  {}: {}\n", spec.name, written(spec, member));
         });
       });

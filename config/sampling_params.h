@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "config/result.h"
+
 namespace millrace {
 
 // Order of application, as in vLLM: penalties and logit_bias on the raw logits, then temperature,
@@ -36,5 +38,10 @@ struct SamplingParams {
   }
   bool operator==(const SamplingParams&) const = default;
 };
+
+// Checks the ranges above; `vocab` bounds token ids and logprobs. The error's field is
+// "sampling.<name>". A request from a client is checked where it enters, with the client's names
+// for the fields; this is the check of what arrives from a peer.
+Result<void> check_sampling_params(const SamplingParams& params, std::int32_t vocab);
 
 }  // namespace millrace

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -51,12 +52,47 @@ std::vector<pid_t> tagged(const std::string& tag) {
   return pids;
 }
 
+// This process's environment as the options change it, with the tag last.
+std::vector<std::string> environment_for(const ProcessOptions& options, const std::string& tag) {
+  std::vector<std::string> replaced{std::string(kTagName)};
+  for (const std::string& one : options.environment) {
+    replaced.push_back(one.substr(0, one.find('=') + 1));
+  }
+  replaced.insert(replaced.end(), options.without.begin(), options.without.end());
+  std::vector<std::string> all;
+  for (char** e = environ; *e != nullptr; ++e) {
+    const bool keep = std::none_of(replaced.begin(), replaced.end(), [e](const std::string& name) {
+      return std::string_view(*e).starts_with(name);
+    });
+    if (keep) all.emplace_back(*e);
+  }
+  all.insert(all.end(), options.environment.begin(), options.environment.end());
+  all.push_back(tag);
+  return all;
+}
+
+// For exec; valid as long as `words`.
+std::vector<char*> pointers_to(const std::vector<std::string>& words) {
+  std::vector<char*> pointers;
+  for (const std::string& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+struct Birth {
+  int output;
+  pid_t parent;
+  int death_signal;
+  bool merge_error;
+};
+
 // After fork, before exec: async-signal-safe calls only.
-[[noreturn]] void become(char* const* argv, char* const* environment, int output, pid_t parent) {
+[[noreturn]] void become(char* const* argv, char* const* environment, const Birth& birth) {
   setsid();
-  prctl(PR_SET_PDEATHSIG, SIGTERM);
-  if (getppid() != parent) _exit(127);  // the parent died before the line above
-  dup2(output, STDOUT_FILENO);
+  prctl(PR_SET_PDEATHSIG, birth.death_signal);
+  if (getppid() != birth.parent) _exit(127);  // the parent died before the line above
+  dup2(birth.output, STDOUT_FILENO);
+  if (birth.merge_error) dup2(birth.output, STDERR_FILENO);
   const int null = open("/dev/null", O_RDONLY);
   dup2(null, STDIN_FILENO);
   sigset_t none;
@@ -71,25 +107,19 @@ std::vector<pid_t> tagged(const std::string& tag) {
 
 }  // namespace
 
-Result<ProcessGroup> ProcessGroup::start(const std::vector<std::string>& command) {
+Result<ProcessGroup> ProcessGroup::start(const std::vector<std::string>& command,
+                                         const ProcessOptions& options) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) {
     return Error{ErrorCode::kInternal, "", fmt::format("pipe: {}", std::strerror(errno))};
   }
   std::string tag = new_tag();
-  std::vector<char*> argv;
-  for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
-  argv.push_back(nullptr);
-  std::vector<char*> environment;
-  for (char** e = environ; *e != nullptr; ++e) {
-    if (!std::string_view(*e).starts_with(kTagName)) environment.push_back(*e);
-  }
-  environment.push_back(tag.data());
-  environment.push_back(nullptr);
-
-  const pid_t parent = getpid();
+  const std::vector<std::string> environment = environment_for(options, tag);
+  const std::vector<char*> argv = pointers_to(command);
+  const std::vector<char*> variables = pointers_to(environment);
+  const Birth birth{ends[1], getpid(), options.death_signal, options.merge_error};
   const pid_t pid = fork();
-  if (pid == 0) become(argv.data(), environment.data(), ends[1], parent);
+  if (pid == 0) become(argv.data(), variables.data(), birth);
   close(ends[1]);
   if (pid < 0) {
     close(ends[0]);
@@ -107,7 +137,7 @@ ProcessGroup::ProcessGroup(ProcessGroup&& other) noexcept
       output_(other.output_),
       tag_(std::move(other.tag_)),
       exited_(other.exited_),
-      clean_(other.clean_),
+      status_(other.status_),
       how_(std::move(other.how_)) {
   other.pid_ = -1;
   other.output_ = -1;
@@ -127,9 +157,10 @@ std::optional<std::string> ProcessGroup::poll_exit() {
   if (got < 0) {
     how_ = fmt::format("was lost: {}", std::strerror(errno));
   } else if (WIFEXITED(status)) {
-    clean_ = WEXITSTATUS(status) == 0;
+    status_ = WEXITSTATUS(status);
     how_ = fmt::format("exited with status {}", WEXITSTATUS(status));
   } else {
+    status_ = 128 + WTERMSIG(status);
     how_ = fmt::format("was killed by signal {}", WTERMSIG(status));
   }
   return how_;

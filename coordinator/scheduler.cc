@@ -42,6 +42,7 @@ Result<void> Scheduler::check(const SequenceRequest& request) const {
                                            token, limits_.vocab_size));
     }
   }
+  if (Result<void> ok = check_sampling_params(request.sampling, limits_.vocab_size); !ok) return ok;
   const std::uint64_t longest = std::min<std::uint64_t>(
       std::uint64_t{request.prompt_tokens} + request.max_new_tokens, limits_.max_context_tokens);
   if (request.tokens.size() >= limits_.max_context_tokens) {

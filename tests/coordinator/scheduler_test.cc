@@ -261,6 +261,9 @@ TEST(Scheduler, RefusesWhatCanNeverRun) {
   SequenceRequest bad_token = make_request(1, 5, 5, kVocab);
   bad_token.tokens[2] = kVocab;
   EXPECT_EQ(error(bad_token).field, "prompt");
+  SequenceRequest bad_sampling = make_request(1, 5, 5, kVocab);
+  bad_sampling.sampling.top_p = 2;
+  EXPECT_EQ(error(bad_sampling).field, "sampling.top_p");
   limits.blocks = 10;
   Scheduler tiny(limits);
   EXPECT_EQ(tiny.submit(make_request(1, 20, 30, kVocab)).error().field, "max_new_tokens");

@@ -1,0 +1,124 @@
+#include "worker/step_batch.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+
+namespace millrace {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
+
+BatchLimits limits() { return {8, 3, 64, 10, 16, 100}; }
+
+LanePlan start(SlotId slot) {
+  LanePlan plan;
+  plan.starts.push_back({slot, {}, 1, {}});
+  return plan;
+}
+
+Chunk chunk(SlotId slot, std::uint32_t position, std::vector<std::int32_t> tokens,
+            std::vector<BlockId> blocks = {}) {
+  Chunk c;
+  c.slot = slot;
+  c.position = position;
+  c.tokens = std::move(tokens);
+  c.new_blocks = std::move(blocks);
+  return c;
+}
+
+TEST(StepBatch, LaysChunksOutByToken) {
+  StepBatch batch(limits());
+  LanePlan plan = start(2);
+  plan.starts.push_back({0, {}, 1, {}});
+  plan.chunks = {chunk(2, 0, {5, 6, 7}, {9}), chunk(0, 0, {8}, {4})};
+  plan.chunks[1].sample = true;
+  batch.load(plan);
+  EXPECT_EQ(batch.tokens(), 4);
+  EXPECT_THAT(std::vector(batch.ids().begin(), batch.ids().end()), ElementsAre(5, 6, 7, 8));
+  EXPECT_THAT(std::vector(batch.positions().begin(), batch.positions().end()),
+              ElementsAre(0, 1, 2, 0));
+  EXPECT_THAT(std::vector(batch.sequences().begin(), batch.sequences().end()),
+              ElementsAre(0, 0, 0, 1));
+  EXPECT_THAT(std::vector(batch.kv_slots().begin(), batch.kv_slots().end()),
+              ElementsAre(9 * 16, 9 * 16 + 1, 9 * 16 + 2, 4 * 16));
+  ASSERT_EQ(batch.segments().size(), 2U);
+  EXPECT_EQ(batch.segments()[0].slot, 2);
+  EXPECT_EQ(batch.segments()[1].row_begin, 3);
+  EXPECT_EQ(batch.block_tables()[0][0], 9U);
+  ASSERT_EQ(batch.logit_rows().size(), 1U);
+  EXPECT_EQ(batch.logit_rows()[0].row, 3U);
+  EXPECT_EQ(batch.logit_rows()[0].position, 1U);
+
+  LanePlan next;
+  next.chunks = {chunk(2, 3, std::vector<std::int32_t>(8, 1))};
+  batch.load(next);
+  LanePlan third;
+  third.chunks = {chunk(2, 11, std::vector<std::int32_t>(6, 1), {1})};
+  batch.load(third);  // crosses into its second block
+  EXPECT_EQ(batch.kv_slots()[4], 9 * 16 + 15);
+  EXPECT_EQ(batch.kv_slots()[5], 1 * 16);
+}
+
+TEST(StepBatch, PromptTargetsAskForLogits) {
+  StepBatch batch(limits());
+  LanePlan plan = start(1);
+  plan.chunks = {chunk(1, 0, {5, 6, 7}, {0})};
+  plan.chunks[0].prompt_targets = {-1, 7, -1};
+  batch.load(plan);
+  ASSERT_EQ(batch.logit_rows().size(), 1U);
+  EXPECT_EQ(batch.logit_rows()[0].row, 1U);
+  EXPECT_EQ(batch.logit_rows()[0].prompt_target, 7);
+  EXPECT_EQ(batch.logit_rows()[0].position, 2U);
+  EXPECT_FALSE(batch.logit_rows()[0].sample);
+}
+
+TEST(StepBatch, APlanThatContradictsItselfIsRefusedByName) {
+  struct Case {
+    LanePlan plan;
+    const char* words;
+  };
+  std::vector<Case> cases;
+  const auto add = [&](std::vector<Chunk> chunks, const char* words) {
+    LanePlan plan = start(1);
+    plan.chunks = std::move(chunks);
+    cases.push_back({plan, words});
+  };
+  cases.push_back({start(3), "slot 3 of 3"});
+  add({chunk(7, 0, {1}, {0})}, "slot 7 of 3");
+  add({chunk(0, 0, {1}, {0})}, "never started");
+  add({chunk(1, 0, {}, {})}, "without tokens");
+  add({chunk(1, 2, {1}, {0})}, "goes on at 2 instead of 0");
+  add({chunk(1, 0, {1})}, "0 blocks for 1 tokens");
+  add({chunk(1, 0, {1}, {0, 1})}, "2 blocks for 1 tokens");
+  add({chunk(1, 0, {1}, {10})}, "block 10 of 10");
+  add({chunk(1, 0, {100}, {0})}, "token 100 of 100");
+  add({chunk(1, 0, {-1}, {0})}, "token -1 of 100");
+  add({chunk(1, 0, std::vector<std::int32_t>(9, 1), {0})}, "more than 8 tokens");
+  add({chunk(1, 0, {1}, {0}), chunk(1, 1, {1})}, "twice in one step");
+  Chunk targets = chunk(1, 0, {1, 2}, {0});
+  targets.prompt_targets = {1};
+  add({targets}, "1 prompt targets for 2 tokens");
+  targets.prompt_targets = {1, 100};
+  add({targets}, "prompt target 100");
+  for (const Case& c : cases) {
+    StepBatch batch(limits());
+    EXPECT_THAT([&] { batch.load(c.plan); }, ThrowsMessage<std::runtime_error>(HasSubstr(c.words)));
+  }
+}
+
+TEST(StepBatch, ContextIsBounded) {
+  BatchLimits l = limits();
+  l.max_context_tokens = 4;
+  StepBatch batch(l);
+  LanePlan plan = start(0);
+  plan.chunks = {chunk(0, 0, {1, 2, 3, 4, 5}, {0})};
+  EXPECT_THAT([&] { batch.load(plan); },
+              ThrowsMessage<std::runtime_error>(HasSubstr("more than the context of 4")));
+}
+
+}  // namespace
+}  // namespace millrace

@@ -7,6 +7,8 @@
 #include <fstream>
 #include <thread>
 
+#include "cli/launch.h"
+
 namespace millrace {
 
 namespace {
@@ -57,9 +59,12 @@ std::string_view isa_word(Isa isa) {
   return "auto";
 }
 
+// With several nodes: on the fullest of them, since all workers get the same limits.
 int workers_here(const ClusterConfig& c) {
-  const int workers = c.grid.stages * c.grid.lanes;
-  return c.cell.hosts.empty() ? workers * c.grid.cells : workers;
+  if (c.cell.hosts.empty()) return c.grid.stages * c.grid.lanes * c.grid.cells;
+  int most = 1;
+  for (const HostWorkers& host : place_on_hosts(c)) most = std::max(most, host.workers);
+  return most;
 }
 
 void settle_threads(ClusterConfig& c) {

@@ -8,6 +8,7 @@
 #include "cli/bench.h"
 #include "cli/cell_setup.h"
 #include "cli/logging.h"
+#include "cli/node_agent_command.h"
 #include "cli/serve_command.h"
 #include "cli/text_commands.h"
 #include "cli/worker_command.h"
@@ -20,8 +21,7 @@ namespace {
 // which win over it.
 class ConfigOptions {
  public:
-  void add(CLI::App& app, const std::string& embedded_default) {
-    embedded_default_ = embedded_default;
+  void add(CLI::App& app) {
     app.add_option("--config", file_, "YAML configuration (see config/default.yaml)")
         ->check(CLI::ExistingFile);
     app.add_option("--model", model_, "Hugging Face folder or .gguf file [model.path]");
@@ -41,7 +41,7 @@ class ConfigOptions {
     const auto set = [&overrides](const char* field, const std::string& value) {
       if (!value.empty()) overrides.push_back(fmt::format("{}={}", field, value));
     };
-    set("grid.embedded", embedded_ ? "true" : (file_.empty() ? embedded_default_ : ""));
+    set("grid.embedded", embedded_ ? "true" : "");
     set("model.path", model_);
     set("grid.stages", stages_);
     set("grid.lanes", lanes_);
@@ -54,7 +54,6 @@ class ConfigOptions {
   }
 
  private:
-  std::string embedded_default_;
   std::string file_, model_, stages_, lanes_, cells_, host_, port_;
   std::vector<std::string> sets_;
   bool embedded_ = false;
@@ -95,7 +94,7 @@ void add_sampling(CLI::App& app, SamplingParams& p) {
 
 // Everything the parser writes into; lives as long as the run.
 struct Options {
-  ConfigOptions serve, gateway, cell, plan, generate, perplexity;
+  ConfigOptions serve, gateway, cell, plan, generate, perplexity, node_agent, agent_exec;
   GenerateCommand generate_command;
   PerplexityCommand perplexity_command;
   TokenizeCommand tokenize_command;
@@ -105,33 +104,54 @@ struct Options {
 
 void add_servers(CLI::App& app, Options& o, int& status) {
   auto* serve = app.add_subcommand("serve", "gateway and cells on this machine");
-  o.serve.add(*serve, "false");
+  o.serve.add(*serve);
   o.serve.add_serving(*serve);
   serve->callback([&] { status = with_config(o.serve, run_serve); });
 
   auto* gateway = app.add_subcommand("gateway", "the HTTP gateway alone; cells dial in");
-  o.gateway.add(*gateway, "false");
+  o.gateway.add(*gateway);
   o.gateway.add_serving(*gateway);
   gateway->callback([&] { status = with_config(o.gateway, run_gateway); });
 
   auto* cell =
       app.add_subcommand("cell", "one cell: starts and watches its mpirun, dials cell.gateways");
-  o.cell.add(*cell, "false");
+  o.cell.add(*cell);
   cell->callback([&] { status = with_config(o.cell, run_cell); });
 
   auto* plan =
       app.add_subcommand("plan", "what would be placed where and how much memory it takes");
-  o.plan.add(*plan, "");
+  o.plan.add(*plan);
   plan->callback([&] { status = with_config(o.plan, run_plan); });
 
   auto* config = app.add_subcommand("config", "print every configuration field with its meaning");
   config->callback([] { fmt::print("{}", default_yaml()); });
 }
 
+// A cell over several nodes. The last two are run by Open MPI.
+void add_nodes(CLI::App& app, Options& o, int& status) {
+  auto* agent = app.add_subcommand("node-agent",
+                                   "lets leaders that know node_agent.secret_file run ranks here");
+  o.node_agent.add(*agent);
+  agent->callback([&] { status = with_config(o.node_agent, run_node_agent); });
+
+  auto* exec = app.add_subcommand("agent-exec", "");
+  o.agent_exec.add(*exec);
+  exec->prefix_command()->group("");
+  exec->callback([&, exec] {
+    status = with_config(o.agent_exec, [exec](const ClusterConfig& c) {
+      return run_agent_exec(c, exec->remaining());
+    });
+  });
+
+  auto* rank = app.add_subcommand("rank-exec", "");
+  rank->prefix_command()->group("");
+  rank->callback([&status, rank] { status = run_rank_exec(rank->remaining()); });
+}
+
 void add_text(CLI::App& app, Options& o, int& status) {
   auto* generate = app.add_subcommand("generate", "continue a prompt on the terminal");
   auto& g = o.generate_command;
-  o.generate.add(*generate, "true");
+  o.generate.add(*generate);
   generate->add_option("prompt", g.prompt, "the text; - reads standard input")->required();
   generate->add_flag("--chat", g.chat, "as a user message through the model's chat template");
   generate->add_option("--system", g.system, "system message, with --chat");
@@ -150,7 +170,7 @@ void add_text(CLI::App& app, Options& o, int& status) {
 
   auto* perplexity = app.add_subcommand("perplexity", "perplexity of a text file under the model");
   auto& p = o.perplexity_command;
-  o.perplexity.add(*perplexity, "true");
+  o.perplexity.add(*perplexity);
   perplexity->add_option("file", p.file, "UTF-8 text")->required()->check(CLI::ExistingFile);
   perplexity->add_option("--window", p.window, "tokens of a window, BOS included")
       ->capture_default_str()
@@ -181,6 +201,7 @@ int run(int argc, char** argv) {
   Options options;
   int status = 0;
   add_servers(app, options, status);
+  add_nodes(app, options, status);
   add_text(app, options, status);
   cli::add_bench_command(app, [&status](int result) { status = result; });
 

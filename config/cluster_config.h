@@ -84,7 +84,7 @@ struct GridSection {
   std::int32_t stages = 1;
   std::int32_t lanes = 1;
   std::int32_t cells = 1;
-  bool embedded = true;
+  bool embedded = false;
   std::int32_t threads_per_rank = 0;
   Isa isa = Isa::kAuto;
 
@@ -101,7 +101,7 @@ struct GridSection {
        64},
       s.cells);
     v({"embedded",
-       "Run the cells as threads of the gateway's process, without mpirun. Simplest on one "
+       "Run the cells as threads of the gateway's process, without mpirun: one process, no restart; "
        "machine; "
        "a crash then ends everything."},
       s.embedded);
@@ -124,7 +124,6 @@ struct CacheSection {
   KvDtype kv_dtype = KvDtype::kBf16;
   std::int32_t max_sequences = 32;
   std::int64_t max_context_tokens = 0;
-  bool prefix_cache = true;
 
   template <class Self, class Visitor>
   static void fields(Self& s, Visitor&& v) {
@@ -156,8 +155,6 @@ struct CacheSection {
        "cache if that is smaller.",
        0, kMaxTokens},
       s.max_context_tokens);
-    v({"prefix_cache", "Reuse the cached blocks of earlier requests with the same beginning."},
-      s.prefix_cache);
   }
 };
 
@@ -198,7 +195,6 @@ struct GatewaySection {
   std::int32_t max_queued_requests = 256;
   std::int64_t max_queued_tokens = 1'000'000;
   std::int64_t queue_timeout_ms = 60'000;
-  std::int64_t replay_wait_ms = 120'000;
   std::int64_t max_body_bytes = 32LL << 20;
   std::int32_t max_connections = 4096;
   std::int64_t header_timeout_ms = 10'000;
@@ -234,12 +230,6 @@ struct GatewaySection {
     v({"queue_timeout_ms", "Longest wait of a request before its first step; then it is refused.",
        1, kMaxWaitMs},
       s.queue_timeout_ms);
-    v({"replay_wait_ms",
-       "How long a request that has lost its cell waits for another one before its stream ends "
-       "with "
-       "an error.",
-       1, kMaxWaitMs},
-      s.replay_wait_ms);
     v({"max_body_bytes", "Largest request body; a larger one gets 413.", 1024, 1LL << 32},
       s.max_body_bytes);
     v({"max_connections", "Open client connections; further ones are closed at once.", 1, 1e6},
@@ -308,7 +298,7 @@ struct DeadlinesSection {
     v({"heartbeat_interval_ms", "How often a cell tells the gateway its progress.", 10, kMaxWaitMs},
       s.heartbeat_interval_ms);
     v({"heartbeat_limit_ms",
-       "Silence after which the gateway gives a cell up and moves its requests. At least twice "
+       "Silence after which the gateway gives a cell up and ends its requests with an error. At least twice "
        "deadlines.heartbeat_interval_ms.",
        20, kMaxWaitMs},
       s.heartbeat_limit_ms);

@@ -177,9 +177,9 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"cell: {gateways: [\"host\"]}", "cell.gateways", "'host' must be host:port"},
         Refusal{"cell: {gateways: [\"::1:80\"]}", "cell.gateways", "IPv6 address in brackets"},
         Refusal{"cell: {hosts: [a:0]}\ngrid: {embedded: false}", "cell.hosts",
-                "host or host:slots"},
+                "host or host:workers"},
         Refusal{"cell: {hosts: [a, a:2]}\ngrid: {embedded: false}", "cell.hosts", "listed twice"},
-        Refusal{"cell: {hosts: [a]}", "cell.hosts", "cannot be embedded"}));
+        Refusal{"cell: {hosts: [a]}\ngrid: {embedded: true}", "cell.hosts", "cannot be embedded"}));
 
 TEST(ClusterConfigTest, DeepNestingIsRefusedAndDoesNotCrash) {
   std::string text = "grid: ";

@@ -1,0 +1,108 @@
+#include "cli/node_agent_command.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "cli/launch.h"
+#include "cli/node_daemon.h"
+#include "net/node_agent.h"
+#include "net/node_agent_client.h"
+#include "net/psk_tls.h"
+
+namespace millrace {
+
+namespace {
+
+constexpr int kLaunchFailed = 255;
+constexpr const char* kSecretField = "node_agent.secret_file";
+
+Result<std::string> load_secret(const ClusterConfig& config) {
+  if (config.node_agent.secret_file.empty()) {
+    return invalid(kSecretField, "must name the file that leader and agents share");
+  }
+  return net::read_secret_file(config.node_agent.secret_file, kSecretField);
+}
+
+int fail(const std::string& message, int status) {
+  fmt::print(stderr, "millrace: {}\n", message);
+  return status;
+}
+
+}  // namespace
+
+int run_node_agent(const ClusterConfig& config) {
+  const Result<std::string> secret = load_secret(config);
+  if (!secret) return fail(secret.error().to_string(), 2);
+  remove_orphaned_scratch();
+  net::NodeAgentOptions options;
+  options.host = config.node_agent.host;
+  options.port = static_cast<std::uint16_t>(config.node_agent.port);
+  options.secret = *secret;
+  options.timeout = std::chrono::milliseconds(config.node_agent.timeout_ms);
+  options.max_connections = static_cast<std::uint32_t>(config.node_agent.max_connections);
+  boost::asio::io_context io(1);
+  net::NodeAgent agent(io, options, daemon_launcher());
+  if (const Result<void> listening = agent.listen(); !listening) {
+    return fail(listening.error().to_string(), 1);
+  }
+  spdlog::info("node agent: leaders may dial {}:{}", options.host, agent.port());
+  boost::asio::signal_set signals(io, SIGINT, SIGTERM);
+  signals.async_wait([&agent](const boost::system::error_code& error, int) {
+    if (error) return;
+    spdlog::info("node agent: stopping with everything it started");
+    agent.close();
+  });
+  io.run();
+  return 0;
+}
+
+int run_agent_exec(const ClusterConfig& config, const std::vector<std::string>& words) {
+  const pid_t parent = getppid();
+  prctl(PR_SET_PDEATHSIG, SIGKILL);  // without mpirun nothing may stay on the node
+  if (getppid() != parent || parent == 1) return kLaunchFailed;
+  if (words.size() < 2) return fail("agent-exec: a host and a command are needed", kLaunchFailed);
+  Result<std::string> secret = load_secret(config);
+  if (!secret) return fail(secret.error().to_string(), kLaunchFailed);
+  net::NodeAgentCall call;
+  call.host = words[0];
+  call.port = static_cast<std::uint16_t>(config.node_agent.port);
+  call.secret = std::move(*secret);
+  call.command.assign(words.begin() + 1, words.end());
+  call.timeout = std::chrono::milliseconds(config.node_agent.timeout_ms);
+  const Result<int> status = net::call_node_agent(call, [](std::string_view output) {
+    while (!output.empty()) {
+      const ssize_t n = write(STDERR_FILENO, output.data(), output.size());
+      if (n <= 0) return;
+      output.remove_prefix(static_cast<std::size_t>(n));
+    }
+  });
+  if (!status) return fail("node agent: " + status.error().to_string(), kLaunchFailed);
+  return *status;
+}
+
+int run_rank_exec(const std::vector<std::string>& words) {
+  std::error_code error;
+  if (words.size() < 2 || words[1] != "worker" ||
+      !std::filesystem::equivalent(words[0], "/proc/self/exe", error)) {
+    return fail(fmt::format("rank-exec: only ranks of this binary run here, not '{}'",
+                            words.empty() ? "" : words[0]),
+                kLaunchFailed);
+  }
+  prctl(PR_SET_PDEATHSIG, SIGKILL);  // stays across exec: no gap until the worker asks for it
+  std::vector<char*> arguments;
+  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+  arguments.push_back(nullptr);
+  execv(self_path().c_str(), arguments.data());
+  return fail(fmt::format("rank-exec: {}", std::strerror(errno)), kLaunchFailed);
+}
+
+}  // namespace millrace

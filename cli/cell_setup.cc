@@ -113,6 +113,7 @@ PlanLimits plan_limits(const ClusterConfig& c) {
       c.cache.kv_dtype == KvDtype::kF32 ? kernels::DType::kF32 : kernels::DType::kBF16;
   limits.max_sequences = c.cache.max_sequences;
   limits.max_step_tokens = c.scheduler.max_step_tokens;
+  limits.all_gather = c.scheduler.exchange == ExchangeChoice::kAllGather;
   limits.kv_tokens = c.cache.kv_tokens;
   limits.cache_bytes = static_cast<std::uint64_t>(c.cache.memory_bytes);
   return limits;

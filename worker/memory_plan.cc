@@ -137,34 +137,6 @@ StageCosts weight_costs(const WeightFootprint& footprint) {
   return costs;
 }
 
-std::uint64_t workspace_estimate(const ModelConfig& c, StageRange layers, bool last_stage,
-                                 int lanes, std::int32_t owned_experts,
-                                 std::int32_t max_step_tokens, std::int32_t max_sequences) {
-  const std::int64_t d = c.hidden_size;
-  const std::int64_t tokens = max_step_tokens;
-  std::int64_t mixer = 0;  // columns beside the residual and the normed input
-  std::int64_t ffn = 0;    // values
-  for (std::int32_t layer = layers.begin; layer < layers.end; ++layer) {
-    const bool conv = c.layers[layer] == LayerKind::kShortConv;
-    mixer = std::max(mixer, conv ? 4 * d : std::int64_t{2} * c.q_width() + 2 * c.kv_width());
-    if (!c.is_moe_layer(layer)) {
-      ffn = std::max(ffn, tokens * (2 * c.intermediate_size + d));
-      continue;
-    }
-    // Received rows, their gate and up, their outputs; and on the sending side the router's scores
-    // and the K outputs that come back for each token.
-    const std::int64_t rows =
-        lanes * tokens * std::min<std::int64_t>(c.num_experts_per_tok, owned_experts);
-    const std::int64_t sent = tokens * (c.num_experts + c.num_experts_per_tok * d);
-    ffn = std::max(ffn, rows * (2 * d + 2 * c.moe_intermediate_size) + sent);
-  }
-  std::int64_t values = tokens * 2 * d + std::max(tokens * mixer, ffn);
-  if (last_stage) {
-    values += std::min<std::int64_t>(tokens, max_sequences) * (std::int64_t{c.vocab_size} + d);
-  }
-  return static_cast<std::uint64_t>(values) * kF32Bytes;
-}
-
 namespace {
 
 std::optional<Error> check_limits(const PlanLimits& limits) {
@@ -214,9 +186,12 @@ RankMemory plan_rank(const ModelConfig& c, const WeightFootprint& footprint,
                             static_cast<std::uint64_t>(c.hidden_size) *
                             static_cast<std::uint64_t>(out.conv_layers);
   out.conv_bytes = out.conv_bytes_per_slot * static_cast<std::uint64_t>(limits.max_sequences);
-  out.workspace_bytes =
-      workspace_estimate(c, out.layers, last, static_cast<int>(experts.size()), out.experts,
-                         limits.max_step_tokens, limits.max_sequences);
+  out.workspace_bytes = workspace_bytes(c, {.stages = static_cast<int>(ranges.size()),
+                                            .lanes = static_cast<int>(experts.size()),
+                                            .last_stage = last,
+                                            .max_step_tokens = limits.max_step_tokens,
+                                            .max_sequences = limits.max_sequences,
+                                            .all_gather = limits.all_gather});
   return out;
 }
 

@@ -11,6 +11,7 @@
 #include "kernels/dtype.h"
 #include "worker/checkpoint/tensor_source.h"
 #include "worker/sharding.h"
+#include "worker/workspace.h"
 
 namespace millrace {
 
@@ -45,6 +46,7 @@ struct PlanLimits {
   kernels::DType kv_dtype = kernels::DType::kBF16;  // or kF32
   std::int32_t max_sequences = 32;                  // conv slots of a lane
   std::int32_t max_step_tokens = 512;               // of a lane, in one step
+  bool all_gather = false;                          // reserve for that exchange path as well
   // KV of one lane. With kv_tokens, that many (rounded down to whole blocks); else as many blocks
   // as fit into cache_bytes (per rank, KV blocks and conv slots together) on the tightest stage.
   std::int64_t kv_tokens = 0;
@@ -63,7 +65,7 @@ struct RankMemory {
   std::uint64_t conv_bytes_per_slot = 0;  // f32, all conv layers of the stage
   std::uint64_t kv_bytes = 0;             // for kv_blocks of the plan
   std::uint64_t conv_bytes = 0;           // for max_sequences slots
-  std::uint64_t workspace_bytes = 0;      // estimate of the activation buffers, f32
+  std::uint64_t workspace_bytes = 0;      // reserved; worker/workspace.h
 
   std::uint64_t total_bytes() const {
     return weight_bytes + kv_bytes + conv_bytes + workspace_bytes;
@@ -85,12 +87,6 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const WeightFootprint&
                                std::span<const StageRange> ranges,
                                std::span<const std::vector<std::int32_t>> experts,
                                const PlanLimits& limits);
-
-// Activation buffers of one rank in f32, all of a step's tokens at once; expert rows for the worst
-// routing (every token of every lane to this lane's experts).
-std::uint64_t workspace_estimate(const ModelConfig& config, StageRange layers, bool last_stage,
-                                 int lanes, std::int32_t owned_experts,
-                                 std::int32_t max_step_tokens, std::int32_t max_sequences);
 
 // A table for people, one line per rank.
 std::string format_plan(const MemoryPlan& plan);

@@ -5,14 +5,11 @@
 
 #include "config/check.h"
 #include "worker/plan_transport.h"
+#include "worker/workspace.h"
 
 namespace millrace {
 
 namespace {
-
-// Logits are computed for so many rows at a time: a weight panel is then read once for all of them,
-// and the buffer stays small beside the weights (32 x 65,536 floats are 8 MiB).
-constexpr std::int64_t kLogitRows = 32;
 
 std::int64_t count_conv(const ModelWeights& weights) {
   return std::count_if(weights.layers.begin(), weights.layers.end(),
@@ -23,17 +20,15 @@ std::int64_t count_attention(const ModelWeights& weights) {
   return static_cast<std::int64_t>(weights.layers.size()) - count_conv(weights);
 }
 
-parallel::ExchangeShape exchange_shape(const WorkerOptions& options, const ModelConfig& model,
-                                       const parallel::ExpertPlacement& placement) {
-  parallel::ExchangeShape shape;
-  shape.max_tokens = options.limits.max_tokens;
-  shape.hidden = model.hidden_size;
-  shape.top_k = model.num_experts_per_tok;
-  shape.experts = model.num_experts;
-  shape.slots = placement.slots_per_lane();
-  shape.lanes = placement.lanes();
-  shape.all_gather = options.all_gather;
-  return shape;
+WorkspaceLimits workspace_limits(const WorkerOptions& options, const parallel::CellComms& comms) {
+  WorkspaceLimits limits;
+  limits.stages = comms.grid.stages();
+  limits.lanes = comms.grid.lanes();
+  limits.last_stage = comms.grid.last_stage(*comms.position);
+  limits.max_step_tokens = static_cast<std::int32_t>(options.limits.max_tokens);
+  limits.max_sequences = static_cast<std::int32_t>(options.limits.max_sequences);
+  limits.all_gather = options.all_gather;
+  return limits;
 }
 
 }  // namespace
@@ -62,7 +57,9 @@ Worker::Worker(const WorkerOptions& options, const ModelConfig& model, const Mod
   }
   std::int64_t expert_rows = 0;
   if (model.num_experts > 0) {
-    const parallel::ExchangeShape shape = exchange_shape(options, model, placement);
+    const parallel::ExchangeShape shape = exchange_shape(model, workspace_limits(options, comms));
+    CHECK(shape.slots == placement.slots_per_lane(), "slots={} placement={}", shape.slots,
+          placement.slots_per_lane());
     exchange_ =
         std::make_unique<parallel::ExpertExchange>(*comms.stage, shape, options.kernels->combine);
     expert_rows = parallel::ExpertExchange::max_rows(shape);

@@ -271,16 +271,5 @@ TEST(MemoryPlan, NamesTheSettingThatDoesNotFit) {
             "dtype");
 }
 
-// Workspace by hand for one attention layer with experts, T = 2, B = 1, D = 32, H = 4, G = 2,
-// head_dim 16, E = 4, K = 2, F = 32, V = 40, one lane owning all experts.
-TEST(MemoryPlan, WorkspaceByHand) {
-  const ModelConfig c = test::tiny_moe_config();
-  const std::uint64_t rows = 2 * 2;
-  const std::uint64_t moe = rows * (2 * 32 + 2 * 32) + 2 * (4 + 2 * 32);
-  const std::uint64_t mixer = 2 * (2 * 64 + 2 * 32);
-  ASSERT_GT(moe, mixer);
-  EXPECT_EQ(workspace_estimate(c, {1, 2}, true, 1, 4, 2, 1), 4 * (2 * 2 * 32 + moe + 40 + 32));
-}
-
 }  // namespace
 }  // namespace millrace

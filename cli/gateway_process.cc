@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+
 namespace millrace {
 
 namespace {
@@ -29,16 +31,18 @@ class HttpMetrics final : public net::ApiObserver {
   Exporter& exporter_;
 };
 
-net::GatewayConfig gateway_config(const ClusterConfig& c, std::string fingerprint) {
+net::GatewayConfig gateway_config(const ClusterConfig& c, const std::string& fingerprint) {
   net::GatewayConfig g;
   g.cells.listen_address = c.gateway.cell_host;
   g.cells.port = static_cast<std::uint16_t>(c.gateway.cell_port);
-  g.cells.model_fingerprint = std::move(fingerprint);
+  g.cells.model_fingerprint = fingerprint;
   g.cells.heartbeat_limit = milliseconds(c.deadlines.heartbeat_limit_ms);
   g.cells.progress_limit = milliseconds(c.deadlines.progress_limit_ms);
   g.cells.stall_limit = milliseconds(2 * c.deadlines.step_ms);
   g.max_queued_sequences = static_cast<std::uint32_t>(c.gateway.max_queued_requests);
   g.max_queued_tokens = static_cast<std::uint64_t>(c.gateway.max_queued_tokens);
+  g.cell_queue_depth =
+      std::min(g.cell_queue_depth, static_cast<std::uint32_t>(c.scheduler.max_waiting));
   g.queue_timeout = milliseconds(c.gateway.queue_timeout_ms);
   g.stream_buffer_tokens = static_cast<std::uint32_t>(c.gateway.stream_buffer_tokens);
   return g;
@@ -59,8 +63,11 @@ net::HttpServerConfig http_config(const ClusterConfig& c) {
 }
 
 net::ApiConfig api_config(const ClusterConfig& c, const ModelConfig& model,
+                          const net::SamplingDefaults& defaults, const std::string& fingerprint,
                           std::vector<std::string> keys) {
   net::ApiConfig a;
+  a.defaults = defaults;
+  a.system_fingerprint = fingerprint.empty() ? "" : "mr_" + fingerprint.substr(0, 12);
   a.http = http_config(c);
   a.model_names = {c.model.served_name};
   a.limits.max_n = static_cast<std::uint32_t>(c.gateway.max_n);
@@ -91,20 +98,23 @@ Result<std::unique_ptr<GatewayProcess>> GatewayProcess::start(boost::asio::io_co
                    fmt::format("the tokenizer has {} tokens, the model only {} embeddings",
                                text->tokenizer.vocab_size(), model->vocab_size));
   }
+  Result<net::SamplingDefaults> defaults = load_sampling_defaults(config.model.path);
+  if (!defaults) return defaults.error();
   Result<std::vector<std::string>> keys = load_api_keys(config.gateway);
   if (!keys) return keys.error();
 
   std::unique_ptr<GatewayProcess> p(new GatewayProcess(std::move(*text), config.model.served_name));
   p->observer_ = std::make_unique<HttpMetrics>(p->exporter_);
-  auto gateway = net::Gateway::start(io.get_executor(),
-                                     gateway_config(config, std::move(fingerprint)), &p->exporter_);
+  auto gateway =
+      net::Gateway::start(io.get_executor(), gateway_config(config, fingerprint), &p->exporter_);
   if (!gateway) return gateway.error();
   p->gateway_ = std::move(*gateway);
   const text::ChatTemplate* chat = p->text_.chat_template ? &*p->text_.chat_template : nullptr;
   Exporter* exporter = &p->exporter_;
   p->api_ = std::make_unique<net::ApiServer>(
-      io.get_executor(), api_config(config, *model, std::move(*keys)), p->text_.tokenizer, chat,
-      *p->gateway_, p->observer_.get(), [exporter] { return exporter->render(); });
+      io.get_executor(), api_config(config, *model, *defaults, fingerprint, std::move(*keys)),
+      p->text_.tokenizer, chat, *p->gateway_, p->observer_.get(),
+      [exporter] { return exporter->render(); });
   if (auto port = p->api_->start(); !port) {
     p->gateway_->stop();
     return port.error();

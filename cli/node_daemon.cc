@@ -80,6 +80,12 @@ class GroupedDaemon final : public net::DaemonProcess {
   ProcessGroup group_;
 };
 
+std::string host_name() {
+  char name[256] = "";
+  gethostname(name, sizeof name - 1);
+  return name;
+}
+
 bool is_orphaned(const std::filesystem::path& path) {
   struct stat info {};
   if (lstat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid()) {
@@ -96,6 +102,13 @@ bool is_orphaned(const std::filesystem::path& path) {
 
 net::DaemonLauncher daemon_launcher() {
   return [](const net::OrtedCommand& command) -> Result<std::unique_ptr<net::DaemonProcess>> {
+    // Open MPI tells nodes apart by name: ranks of two that share one would look for each other in
+    // shared memory, and crash.
+    if (command.leader() == host_name()) {
+      return invalid("", fmt::format("the leader and this node are both named '{}'; the nodes of a "
+                                     "cell need different host names",
+                                     host_name()));
+    }
     Result<Scratch> scratch = Scratch::make();
     if (!scratch) return scratch.error();
     ProcessOptions options;

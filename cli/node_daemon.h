@@ -6,7 +6,8 @@
 
 namespace millrace {
 
-// Starts daemons whose programs go through `rank-exec` of this binary.
+// Starts daemons whose programs go through `rank-exec` of this binary. Refuses a leader of the same
+// host name.
 net::DaemonLauncher daemon_launcher();
 
 // Removes the folders that agents which were killed left behind, in /dev/shm and /tmp. Their

@@ -1,5 +1,9 @@
 #include "cli/text_model.h"
 
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+
 #include "config/gguf_file.h"
 #include "net/text/tokenizer_gguf.h"
 
@@ -43,6 +47,37 @@ Result<TextModel> load_text_model(const std::string& path) {
   Result<text::Tokenizer> tokenizer = text::Tokenizer::load(path);
   if (!tokenizer) return tokenizer.error();
   return with_template(std::move(*tokenizer), text::find_chat_template(path));
+}
+
+Result<net::SamplingDefaults> load_sampling_defaults(const std::string& path) {
+  net::SamplingDefaults defaults;
+  const std::string file = path + "/generation_config.json";
+  std::ifstream stream(file);
+  if (path.ends_with(".gguf") || !stream) return defaults;
+  const auto json = nlohmann::json::parse(stream, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return invalid(file, "is not a JSON object");
+  SamplingParams p;
+  const auto read = [&json](const char* key, auto& value) {
+    const auto it = json.find(key);
+    if (it != json.end() && it->is_number()) it->get_to(value);
+  };
+  read("temperature", p.temperature);
+  read("top_p", p.top_p);
+  read("top_k", p.top_k);
+  read("min_p", p.min_p);
+  read("repetition_penalty", p.repetition_penalty);
+  // Hugging Face's way to say greedy.
+  if (const auto it = json.find("do_sample"); it != json.end() && *it == false) p.temperature = 0;
+  constexpr std::int32_t kAnyVocab = std::numeric_limits<std::int32_t>::max();
+  if (auto ok = check_sampling_params(p, kAnyVocab); !ok) {
+    return invalid(file + ": " + ok.error().field, ok.error().message);
+  }
+  defaults.temperature = p.temperature;
+  defaults.top_p = p.top_p;
+  defaults.top_k = p.top_k;
+  defaults.min_p = p.min_p;
+  defaults.repetition_penalty = p.repetition_penalty;
+  return defaults;
 }
 
 }  // namespace millrace

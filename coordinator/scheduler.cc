@@ -64,9 +64,11 @@ Result<void> Scheduler::submit(SequenceRequest request) {
   if (sequences_.contains(request.id)) {
     return invalid("id", fmt::format("sequence {} is already here", request.id));
   }
-  if (waiting_.size() >= limits_.max_waiting) {
+  // Counted with the running ones: a burst waits for the next plan even when slots are free.
+  const std::size_t room = std::size_t{limits_.max_sequences} * limits_.lanes + limits_.max_waiting;
+  if (sequences_.size() >= room) {
     return Error{ErrorCode::kResourceExhausted, "",
-                 fmt::format("{} sequences are waiting already", waiting_.size())};
+                 fmt::format("the cell holds {} sequences already", sequences_.size())};
   }
   auto sequence = std::make_unique<Sequence>();
   sequence->tokens = request.tokens;

@@ -36,7 +36,7 @@ struct SchedulerLimits {
   std::uint32_t max_step_tokens = 512;       // per lane and plan, decodes and prefill together
   std::uint32_t prefill_chunk_tokens = 256;  // per sequence and plan
   std::uint32_t max_context_tokens = 4096;
-  std::uint32_t max_waiting = 1024;  // sequences not yet running; above it submit() refuses
+  std::uint32_t max_waiting = 1024;  // sequences beyond the slots; above it submit() refuses
   std::int32_t vocab_size = 0;
   ExchangeChoice exchange = ExchangeChoice::kAuto;
 };

@@ -271,8 +271,10 @@ TEST(Scheduler, RefusesWhatCanNeverRun) {
 
   ASSERT_TRUE(scheduler.submit(make_request(1, 5, 5, kVocab)).has_value());
   EXPECT_EQ(error(make_request(1, 5, 5, kVocab)).field, "id");
-  ASSERT_TRUE(scheduler.submit(make_request(2, 5, 5, kVocab)).has_value());
-  EXPECT_EQ(error(make_request(3, 5, 5, kVocab)).code, ErrorCode::kResourceExhausted);
+  for (RequestId id = 2; id <= 10; ++id) {  // 2 x 4 slots and 2 waiting
+    ASSERT_TRUE(scheduler.submit(make_request(id, 5, 5, kVocab)).has_value());
+  }
+  EXPECT_EQ(error(make_request(11, 5, 5, kVocab)).code, ErrorCode::kResourceExhausted);
 }
 
 TEST(Scheduler, RefusesResultsThatMatchNoPlan) {

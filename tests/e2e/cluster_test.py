@@ -329,6 +329,75 @@ class Life(unittest.TestCase):
         self.break_and_recover(lambda ranks: os.kill(ranks[0], signal.SIGSTOP))
 
 
+class Cells(unittest.TestCase):
+    """Several cells behind one gateway, and more work than they can take."""
+
+    def test_the_death_of_one_cell_leaves_the_other_serving(self):
+        service = Service("--cells", "2", "--set", "cell.restart_backoff_min_ms=50")
+        try:
+            wait_for("both cells", lambda: service.metric("millrace_cells_ready") == 2)
+            expected = service.post("/v1/completions", greedy(2000))[1]["choices"][0]["token_ids"]
+            started, results = [], []
+
+            def ask():
+                stream = service.stream("/v1/completions", greedy(2000))
+                events = [next(stream)]
+                started.append(True)
+                events += stream
+                broken = any(isinstance(e, dict) and "error" in e for e in events)
+                tokens = [t for e in events if isinstance(e, dict) and e.get("choices")
+                          for t in e["choices"][0].get("token_ids") or []]
+                results.append((broken, tokens))
+
+            threads = [threading.Thread(target=ask) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            wait_for("all streams", lambda: len(started) == 8)
+            os.kill(service.ranks()[-1], signal.SIGKILL)
+            for thread in threads:
+                thread.join()
+            self.assertTrue(service.ready())
+            whole = [tokens for broken, tokens in results if not broken]
+            self.assertEqual(len(results), 8)
+            self.assertTrue(0 < len(whole) < 8, "one cell's requests end with an error, the other's do not")
+            for tokens in whole:
+                self.assertEqual(tokens, expected)
+            for broken, tokens in results:  # what was delivered before the error was right
+                self.assertEqual(tokens, expected[:len(tokens)])
+            wait_for("both cells again", lambda: service.metric("millrace_cells_ready") == 2)
+        finally:
+            service.stop()
+
+    def test_more_than_the_queue_holds_is_refused_at_once(self):
+        service = Service("--embedded", "--set", "cache.max_sequences=1", "--set",
+                          "gateway.max_queued_requests=4", "--set", "scheduler.max_waiting=1")
+        try:
+            statuses, headers = [], []
+
+            def ask():
+                with contextlib.closing(service.connect()) as connection:
+                    connection.request("POST", "/v1/completions", json.dumps(greedy(200)),
+                                       {"Content-Type": "application/json"})
+                    response = connection.getresponse()
+                    body = json.loads(response.read())
+                    statuses.append(response.status)
+                    if response.status != 200:
+                        headers.append((response.getheader("Retry-After"), body["error"]["code"]))
+
+            threads = [threading.Thread(target=ask) for _ in range(40)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(set(statuses), {200, 503})
+            for retry_after, code in headers:
+                self.assertGreaterEqual(int(retry_after), 1)
+                self.assertEqual(code, "server_is_overloaded")
+            self.assertEqual(service.post("/v1/completions", greedy(4))[0], 200)
+        finally:
+            service.stop()
+
+
 class Refusals(unittest.TestCase):
     """What cannot work is said at once."""
 

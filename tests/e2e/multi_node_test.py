@@ -170,7 +170,7 @@ class MultiNode(unittest.TestCase):
                 process.stop()
         for name in (LEADER, OTHER):
             wait_for(f"no process in {name}", lambda: not processes_in(name), 20)
-        self.assertEqual({p for p in shared_memory() - self.before if "millrace" in p or "vader" in p}, set())
+        self.assertEqual({p for p in shared_memory() - self.before if re.search("millrace-(cell|node)-|vader", p)}, set())
 
     def write(self, name: str, text: str, mode: int = 0o600) -> str:
         path = self.folder / name

@@ -37,8 +37,8 @@ void AddedTokenMatcher::add(Trie& trie, const AddedToken& token) {
   for (char ch : token.content) {
     const auto byte = static_cast<unsigned char>(ch);
     auto& next = trie.nodes[node].next;
-    const auto it =
-        std::find_if(next.begin(), next.end(), [&](const auto& edge) { return edge.first == byte; });
+    const auto it = std::find_if(next.begin(), next.end(),
+                                 [&](const auto& edge) { return edge.first == byte; });
     if (it != next.end()) {
       node = it->second;
       continue;
@@ -59,8 +59,8 @@ std::int32_t AddedTokenMatcher::longest_at(const Trie& trie, std::string_view te
   for (std::size_t i = at; i < text.size(); ++i) {
     const auto& next = trie.nodes[node].next;
     const auto byte = static_cast<unsigned char>(text[i]);
-    const auto it =
-        std::find_if(next.begin(), next.end(), [&](const auto& edge) { return edge.first == byte; });
+    const auto it = std::find_if(next.begin(), next.end(),
+                                 [&](const auto& edge) { return edge.first == byte; });
     if (it == next.end()) break;
     node = it->second;
     if (trie.nodes[node].entry >= 0) {

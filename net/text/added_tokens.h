@@ -1,7 +1,8 @@
 // Finds added tokens in text by exact match.
 //
-// Source: `tokenizers`' AddedVocabulary: leftmost match, the longest at a position, no overlaps; all
-// tokens that are not `normalized` in a first pass, the others in a second pass over what is left.
+// Source: `tokenizers`' AddedVocabulary: leftmost match, the longest at a position, no overlaps;
+// all tokens that are not `normalized` in a first pass, the others in a second pass over what is
+// left.
 #pragma once
 
 #include <array>

@@ -49,7 +49,8 @@ Result<Bpe> Bpe::create(const std::vector<std::string>& tokens, const std::vecto
   Bpe bpe;
   boost::unordered_flat_map<std::string, std::int32_t, BytesHash, std::equal_to<>> ids;
   ids.reserve(tokens.size());
-  // Ordinary tokens first: where an added token stands for the same bytes, merges mean the ordinary.
+  // Ordinary tokens first: where an added token stands for the same bytes, merges mean the
+  // ordinary.
   for (const bool pass : {true, false}) {
     for (std::size_t id = 0; id < tokens.size(); ++id) {
       if (ordinary[id] != pass || tokens[id].empty()) continue;
@@ -60,7 +61,8 @@ Result<Bpe> Bpe::create(const std::vector<std::string>& tokens, const std::vecto
     const auto it = ids.find(std::string(1, static_cast<char>(byte)));
     if (it == ids.end() && occurs_in_utf8(byte)) {
       return invalid("model.vocab", fmt::format("byte 0x{:02x} has no token; a byte-level "
-                                                "vocabulary needs one for each", byte));
+                                                "vocabulary needs one for each",
+                                                byte));
     }
     bpe.byte_ids_[byte] = it == ids.end() ? -1 : it->second;
   }

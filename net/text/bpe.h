@@ -30,8 +30,8 @@ class Bpe {
     std::vector<std::uint64_t> heap;  // rank << 32 | index of the left symbol
   };
 
-  // tokens[id] are raw bytes, empty for none. `bytes_of_merge` are the raw bytes of both sides, best
-  // rank first. `ordinary[id]` is false for special tokens, which ignore_merges never emits.
+  // tokens[id] are raw bytes, empty for none. `bytes_of_merge` are the raw bytes of both sides,
+  // best rank first. `ordinary[id]` is false for special tokens, which ignore_merges never emits.
   // Refused: a merge whose sides or result are not tokens, a byte of UTF-8 that has no token.
   static Result<Bpe> create(const std::vector<std::string>& tokens,
                             const std::vector<bool>& ordinary,

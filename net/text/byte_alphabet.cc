@@ -32,9 +32,7 @@ const Alphabet& alphabet() {
 
 char32_t byte_to_char(unsigned char byte) { return alphabet().to_char[byte]; }
 
-int char_to_byte(char32_t c) {
-  return c < alphabet().to_byte.size() ? alphabet().to_byte[c] : -1;
-}
+int char_to_byte(char32_t c) { return c < alphabet().to_byte.size() ? alphabet().to_byte[c] : -1; }
 
 std::string token_to_bytes(std::string_view token) {
   std::string bytes;

@@ -110,7 +110,8 @@ bool nested_deeper(const Json& json, int limit) {
   return false;
 }
 
-// As transformers: `thinking` is added in front and keeps a value it has, `reasoning_content` is set.
+// As transformers: `thinking` is added in front and keeps a value it has, `reasoning_content` is
+// set.
 void alias_reasoning(Json& message) {
   Json reasoning;
   for (const char* name : {"reasoning_content", "thinking", "reasoning"}) {

@@ -1,9 +1,10 @@
 // Chat templates: a conversation and a tool list become the text of a prompt.
 //
 // An interpreter of the Jinja subset that chat templates use, with the environment of transformers'
-// apply_chat_template (trim_blocks, lstrip_blocks, loop controls, sandboxed methods, `tojson` without
-// HTML escaping, raise_exception, strftime_now, the `generation` block as pass-through). Constructs,
-// filters, tests, functions and methods outside the subset are refused when loading, with their line.
+// apply_chat_template (trim_blocks, lstrip_blocks, loop controls, sandboxed methods, `tojson`
+// without HTML escaping, raise_exception, strftime_now, the `generation` block as pass-through).
+// Constructs, filters, tests, functions and methods outside the subset are refused when loading,
+// with their line.
 //
 // Special-token strings inside a message, e.g. a user who types "<|im_end|>", come out as they are,
 // and a prompt that is then encoded with parse_special turns them into control tokens. Peers behave
@@ -62,9 +63,9 @@ class ChatTemplate {
   // Errors: field "chat_template", message with line and construct.
   static Result<ChatTemplate> load(std::string_view source, std::string bos, std::string eos);
 
-  // `messages`: a JSON array of objects; `tools`: an array, or null for none. An error raised by the
-  // template itself (raise_exception, an operation on an undefined value) is kInvalidArgument with
-  // field "messages", meant for the client.
+  // `messages`: a JSON array of objects; `tools`: an array, or null for none. An error raised by
+  // the template itself (raise_exception, an operation on an undefined value) is kInvalidArgument
+  // with field "messages", meant for the client.
   Result<std::string> render(const nlohmann::ordered_json& messages,
                              const nlohmann::ordered_json& tools,
                              const RenderOptions& options = {}) const;

@@ -25,22 +25,23 @@ struct MethodEntry;
 
 struct Expr {
   enum class Kind {
-    kConstant,     // value
-    kName,         // name
-    kList,         // args
-    kTuple,        // args
-    kDict,         // args: key, value, key, value, ...
-    kAttribute,    // args[0].text
-    kItem,         // args[0][args[1]]
-    kSlice,        // args[0][args[1]:args[2]:args[3]], missing ones null
-    kCall,         // args[0](args[1..], kwargs)
-    kMethodCall,   // args[0].text(args[1..], kwargs)
-    kFilter,       // args[0] | text(args[1..], kwargs)
-    kTest,         // args[0] is text(args[1..])
-    kNot,          // args[0]
-    kNegative,     // args[0]
-    kPositive,     // args[0]
-    kAnd, kOr,     // args[0], args[1]
+    kConstant,    // value
+    kName,        // name
+    kList,        // args
+    kTuple,       // args
+    kDict,        // args: key, value, key, value, ...
+    kAttribute,   // args[0].text
+    kItem,        // args[0][args[1]]
+    kSlice,       // args[0][args[1]:args[2]:args[3]], missing ones null
+    kCall,        // args[0](args[1..], kwargs)
+    kMethodCall,  // args[0].text(args[1..], kwargs)
+    kFilter,      // args[0] | text(args[1..], kwargs)
+    kTest,        // args[0] is text(args[1..])
+    kNot,         // args[0]
+    kNegative,    // args[0]
+    kPositive,    // args[0]
+    kAnd,
+    kOr,           // args[0], args[1]
     kBinary,       // args[0] binary args[1]
     kConcat,       // args joined by ~
     kCompare,      // args[0] compares[0] args[1] compares[1] args[2] ...

@@ -195,9 +195,7 @@ Value replace(R runtime, V value, A args) {
 }
 
 // int('12') and float('1.5'); anything else gives the default.
-std::string_view number_text(const Value& value) {
-  return strip_right(strip_left(*value.str()));
-}
+std::string_view number_text(const Value& value) { return strip_right(strip_left(*value.str())); }
 
 Value to_integer(R, V value, A args) {
   const auto bound = args.bind("int", {"default"});
@@ -322,7 +320,8 @@ Value map(R runtime, V value, A args) {
 Value choose(R runtime, V value, A args, bool keep, bool by_attribute) {
   std::size_t next = 0;
   const auto& given = args.positional;
-  if (!args.named.empty() || (by_attribute && given.empty())) fail("select got unexpected arguments");
+  if (!args.named.empty() || (by_attribute && given.empty()))
+    fail("select got unexpected arguments");
   const Value attribute = by_attribute ? given[next++] : Value();
   const TestEntry* test = nullptr;
   std::vector<Value> rest;
@@ -352,13 +351,11 @@ const std::unordered_map<std::string_view, FilterEntry>& table() {
       {"tojson", {tojson}},
       {"trim", {trim}},
       {"join", {join}},
-      {"string",
-       {[](R r, V v, A a) {
+      {"string", {[](R r, V v, A a) {
          a.bind("string", {});
          return v.str() ? v : Value::string(r.text(v));
        }}},
-      {"safe",
-       {[](R r, V v, A a) {
+      {"safe", {[](R r, V v, A a) {
          a.bind("safe", {});
          return v.str() ? v : Value::string(r.text(v));
        }}},
@@ -369,8 +366,7 @@ const std::unordered_map<std::string_view, FilterEntry>& table() {
       {"first", {first}},
       {"last", {last}},
       {"reverse", {reverse}},
-      {"list",
-       {[](R r, V v, A a) {
+      {"list", {[](R r, V v, A a) {
          a.bind("list", {});
          return r.list(iterate(r, v));
        }}},

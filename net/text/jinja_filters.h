@@ -1,5 +1,5 @@
-// Filters, tests and methods of the template language, by name. Semantics of jinja2 3.1's filters and
-// tests and of Python's str, dict and list methods.
+// Filters, tests and methods of the template language, by name. Semantics of jinja2 3.1's filters
+// and tests and of Python's str, dict and list methods.
 #pragma once
 
 #include <optional>

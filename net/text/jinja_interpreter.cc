@@ -436,7 +436,8 @@ class Interpreter {
   Value make_range(const CallArgs& args) {
     Int bounds[3] = {0, 0, 1};
     const auto& given = args.positional;
-    if (!args.named.empty() || given.empty() || given.size() > 3) fail("range() takes 1 to 3 integers");
+    if (!args.named.empty() || given.empty() || given.size() > 3)
+      fail("range() takes 1 to 3 integers");
     for (std::size_t i = 0; i < given.size(); ++i) {
       const Int* value = given[i].as<Int>();
       if (!value) fail("range() takes integers");

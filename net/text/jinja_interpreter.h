@@ -18,8 +18,8 @@ struct RenderInput {
   std::function<std::chrono::system_clock::time_point()> now;
 };
 
-// Throws Failure. Scopes are jinja2's: a loop round, a macro call, a set block and a generation block
-// have variables of their own; `if` has not; macros see the variables of the template itself.
+// Throws Failure. Scopes are jinja2's: a loop round, a macro call, a set block and a generation
+// block have variables of their own; `if` has not; macros see the variables of the template itself.
 std::string run(const Template& tree, const RenderInput& input, const RenderLimits& limits);
 
 }  // namespace millrace::text::jinja

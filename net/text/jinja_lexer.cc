@@ -12,9 +12,7 @@ namespace millrace::text::jinja {
 namespace {
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_name_start(char c) {
-  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
-}
+bool is_name_start(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
 
 std::string normalize_line_ends(std::string_view text) {
   std::string out;
@@ -188,8 +186,8 @@ class Lexer {
       digits();
     }
     if (end < source_.size() && (source_[end] == 'e' || source_[end] == 'E')) {
-      const std::size_t skip = end + 1 < source_.size() &&
-                               (source_[end + 1] == '+' || source_[end + 1] == '-');
+      const std::size_t skip =
+          end + 1 < source_.size() && (source_[end + 1] == '+' || source_[end + 1] == '-');
       if (digit_at(end + 1 + skip)) {
         real = true;
         end += 1 + skip;
@@ -208,7 +206,8 @@ class Lexer {
   Value real_value(const std::string& text) const {
     double value = 0;
     const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (result.ec != std::errc()) fail_at(line_, fmt::format("the number {} is out of range", text));
+    if (result.ec != std::errc())
+      fail_at(line_, fmt::format("the number {} is out of range", text));
     return Value::number(value);
   }
 

@@ -77,7 +77,8 @@ Value rsplit(Runtime& runtime, const std::string& self, const CallArgs& args) {
     const std::size_t hit = self.rfind(separator, end - separator.size());
     if (hit == std::string::npos) break;
     runtime.charge(separator.size());
-    parts.push_back(Value::string(self.substr(hit + separator.size(), end - hit - separator.size())));
+    parts.push_back(
+        Value::string(self.substr(hit + separator.size(), end - hit - separator.size())));
     end = hit;
   }
   parts.push_back(Value::string(self.substr(0, end)));
@@ -148,8 +149,7 @@ Value find_in(Runtime& runtime, const std::string& self, const CallArgs& args) {
   runtime.charge_bytes(self.size());
   const std::size_t hit = find_substring(self, string_arg(bound[0], "find"));
   if (hit == std::string::npos) return Value::integer(-1);
-  return Value::integer(
-      static_cast<Int>(count_code_points(std::string_view(self).substr(0, hit))));
+  return Value::integer(static_cast<Int>(count_code_points(std::string_view(self).substr(0, hit))));
 }
 
 Value count_in(Runtime& runtime, const std::string& self, const CallArgs& args) {
@@ -233,8 +233,10 @@ const std::unordered_map<std::string_view, MethodEntry>& table() {
       {"split", {split, nullptr, nullptr}},
       {"rsplit", {rsplit, nullptr, nullptr}},
       {"strip", {[](R r, S s, A a) { return strip_ends(r, s, a, true, true); }, nullptr, nullptr}},
-      {"lstrip", {[](R r, S s, A a) { return strip_ends(r, s, a, true, false); }, nullptr, nullptr}},
-      {"rstrip", {[](R r, S s, A a) { return strip_ends(r, s, a, false, true); }, nullptr, nullptr}},
+      {"lstrip",
+       {[](R r, S s, A a) { return strip_ends(r, s, a, true, false); }, nullptr, nullptr}},
+      {"rstrip",
+       {[](R r, S s, A a) { return strip_ends(r, s, a, false, true); }, nullptr, nullptr}},
       {"startswith",
        {[](R, S s, A a) {
           return any_affix(a, "startswith", [&](S prefix) { return s.starts_with(prefix); });

@@ -14,8 +14,8 @@
 namespace millrace::text::jinja {
 namespace {
 
-// What str.isprintable() denies: the categories Other and Separator, except the space. PCRE2 has the
-// table (Unicode 14 in Debian 12, which is also that of Python 3.11).
+// What str.isprintable() denies: the categories Other and Separator, except the space. PCRE2 has
+// the table (Unicode 14 in Debian 12, which is also that of Python 3.11).
 bool is_printable(char32_t c) {
   static pcre2_code* const other = [] {
     int error = 0;
@@ -154,8 +154,9 @@ void append_json(std::string& out, const Value& value, const JsonStyle& style, i
   } else if (const bool* b = value.as<bool>()) {
     out += *b ? "true" : "false";
   } else if (const double* d = value.as<double>()) {
-    out += std::isnan(*d) ? "NaN" : std::isinf(*d) ? (*d < 0 ? "-Infinity" : "Infinity")
-                                                   : float_repr(*d);
+    out += std::isnan(*d)   ? "NaN"
+           : std::isinf(*d) ? (*d < 0 ? "-Infinity" : "Infinity")
+                            : float_repr(*d);
   } else if (const Int* i = value.as<Int>()) {
     out += int_text(*i);
   } else if (const List* list = value.list()) {
@@ -185,7 +186,8 @@ void append_json(std::string& out, const Value& value, const JsonStyle& style, i
 
 }  // namespace
 
-// Python's repr(float): the shortest digits that read back, with an exponent below 1e-4 and from 1e16.
+// Python's repr(float): the shortest digits that read back, with an exponent below 1e-4 and from
+// 1e16.
 std::string float_repr(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value < 0 ? "-inf" : "inf";

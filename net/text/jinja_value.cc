@@ -68,9 +68,9 @@ Value* Namespace::find(std::string_view name) {
 }
 
 const char* Value::type_name() const {
-  static constexpr const char* kNames[] = {"Undefined", "NoneType", "bool",      "int",
-                                           "float",     "str",      "list",      "dict",
-                                           "namespace", "loop",     "macro",     "function"};
+  static constexpr const char* kNames[] = {"Undefined", "NoneType", "bool",  "int",
+                                           "float",     "str",      "list",  "dict",
+                                           "namespace", "loop",     "macro", "function"};
   if (list() && list()->tuple) return "tuple";
   return kNames[data_.index()];
 }

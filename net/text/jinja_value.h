@@ -14,15 +14,15 @@
 
 namespace millrace::text::jinja {
 
-// Ends a rendering or a load. Thrown only inside the interpreter, whose recursion it has to unwind, and
-// caught in ChatTemplate, which turns it into a Result.
+// Ends a rendering or a load. Thrown only inside the interpreter, whose recursion it has to unwind,
+// and caught in ChatTemplate, which turns it into a Result.
 struct Failure {
   ErrorCode code = ErrorCode::kInvalidArgument;
   std::string message;
   int line = 0;  // 0 until somebody who knows it fills it in
 };
 
-[[noreturn]] void fail(std::string message);                     // the template or its input is wrong
+[[noreturn]] void fail(std::string message);  // the template or its input is wrong
 [[noreturn]] void fail_unsupported(std::string what, int line);  // outside the subset
 [[noreturn]] void fail_exhausted(std::string message);           // a limit of RenderLimits
 

@@ -1,10 +1,10 @@
 // Cuts text into pieces by the tokenizer's regular expression.
 //
-// Tokenizer files are written for Oniguruma, we match with PCRE2 (UTF, UCP, JIT). Where the two read
-// the same pattern differently, compile() translates: \s and \S become the White_Space property
-// (PCRE2's \s also takes U+180E), and \p{L} and \p{N} get the characters that PCRE2's older Unicode
-// lacks (unicode_additions.h). What has no exact translation is refused by name. Checked over all
-// code points with LFM2's pattern: no difference to `tokenizers` 0.23 is left.
+// Tokenizer files are written for Oniguruma, we match with PCRE2 (UTF, UCP, JIT). Where the two
+// read the same pattern differently, compile() translates: \s and \S become the White_Space
+// property (PCRE2's \s also takes U+180E), and \p{L} and \p{N} get the characters that PCRE2's
+// older Unicode lacks (unicode_additions.h). What has no exact translation is refused by name.
+// Checked over all code points with LFM2's pattern: no difference to `tokenizers` 0.23 is left.
 #pragma once
 
 #include <cstddef>

@@ -16,8 +16,8 @@ constexpr std::size_t kMaxBytes = 256;
 
 Result<StopStrings> StopStrings::create(std::vector<std::string> strings) {
   if (strings.size() > kMaxStrings) {
-    return invalid("stop", fmt::format("at most {} stop strings, got {}", kMaxStrings,
-                                       strings.size()));
+    return invalid("stop",
+                   fmt::format("at most {} stop strings, got {}", kMaxStrings, strings.size()));
   }
   StopStrings stops;
   Node empty;

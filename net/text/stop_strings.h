@@ -1,8 +1,9 @@
 // Stop strings over streamed text.
 //
 // Of several matches the one that ends first wins, and among those that end together the longest;
-// so the result does not depend on how the text was cut into pieces. Text is held back only while it
-// is the beginning of some stop string (an Aho-Corasick automaton: Aho and Corasick, CACM 18(6), 1975).
+// so the result does not depend on how the text was cut into pieces. Text is held back only while
+// it is the beginning of some stop string (an Aho-Corasick automaton: Aho and Corasick, CACM 18(6),
+// 1975).
 #pragma once
 
 #include <array>
@@ -20,8 +21,9 @@ namespace millrace::text {
 // Compiled once per request, shared by its choices; immutable.
 class StopStrings {
  public:
-  // No strings is fine and never matches. Refused: an empty string, one that is not UTF-8, more than
-  // 16 strings, one longer than 256 bytes (so an automaton stays under 4.2 MB). Errors: field "stop" or "stop[i]".
+  // No strings is fine and never matches. Refused: an empty string, one that is not UTF-8, more
+  // than 16 strings, one longer than 256 bytes (so an automaton stays under 4.2 MB). Errors: field
+  // "stop" or "stop[i]".
   static Result<StopStrings> create(std::vector<std::string> strings);
 
   bool empty() const { return strings_.empty(); }

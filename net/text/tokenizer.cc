@@ -46,9 +46,8 @@ std::optional<Error> check_data(const TokenizerData& data) {
     const bool known = token.id >= 0 && token.id < size && !token.content.empty() &&
                        data.tokens[token.id] == token.content;
     if (!known) {
-      return invalid("added_tokens",
-                     fmt::format("id {} (\"{}\") disagrees with the vocabulary", token.id,
-                                 token.content));
+      return invalid("added_tokens", fmt::format("id {} (\"{}\") disagrees with the vocabulary",
+                                                 token.id, token.content));
     }
   }
   const auto check_id = [&](std::int32_t id, const char* what) -> std::optional<Error> {
@@ -132,9 +131,9 @@ Tokenizer::~Tokenizer() = default;
 Result<std::vector<std::int32_t>> Tokenizer::encode(std::string_view text,
                                                     EncodeOptions options) const {
   if (text.size() > kMaxEncodeBytes) {
-    return Error{ErrorCode::kResourceExhausted, "",
-                 fmt::format("the text has {} bytes, the limit is {}", text.size(),
-                             kMaxEncodeBytes)};
+    return Error{
+        ErrorCode::kResourceExhausted, "",
+        fmt::format("the text has {} bytes, the limit is {}", text.size(), kMaxEncodeBytes)};
   }
   if (const auto at = find_invalid_utf8(text)) {
     return invalid("", fmt::format("the text is not well-formed UTF-8 at byte {}", *at));

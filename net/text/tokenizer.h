@@ -5,8 +5,8 @@
 // Source: the Hugging Face `tokenizers` library (models/bpe, pre_tokenizers/{split,byte_level},
 // added_vocabulary), whose ids are reproduced exactly; tests/golden/text holds its answers.
 //
-// Immutable after load(), so one object serves all threads. A feature of a tokenizer file that would
-// change tokens and is not implemented is refused by name when loading.
+// Immutable after load(), so one object serves all threads. A feature of a tokenizer file that
+// would change tokens and is not implemented is refused by name when loading.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +35,8 @@ struct AddedToken {
 
 // What a tokenizer is made of, whichever file it came from.
 struct TokenizerData {
-  // Index is the id. Ordinary tokens are written in the GPT-2 byte alphabet (" the" is "\u0120the"),
-  // added tokens as they look. An empty string is an id without a token.
+  // Index is the id. Ordinary tokens are written in the GPT-2 byte alphabet (" the" is
+  // "\u0120the"), added tokens as they look. An empty string is an id without a token.
   std::vector<std::string> tokens;
   std::vector<std::pair<std::string, std::string>> merges;  // best rank first
   std::vector<AddedToken> added;
@@ -69,16 +69,16 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  // Text that is not well-formed UTF-8 is refused (the message names the byte offset), as is text of
-  // more than kMaxEncodeBytes and text on which the regular expression exceeds its match limit.
+  // Text that is not well-formed UTF-8 is refused (the message names the byte offset), as is text
+  // of more than kMaxEncodeBytes and text on which the regular expression exceeds its match limit.
   Result<std::vector<std::int32_t>> encode(std::string_view text, EncodeOptions options = {}) const;
 
   // The bytes of all tokens, then malformed UTF-8 replaced by U+FFFD. Ids without a token, negative
   // ids among them, contribute nothing.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special) const;
 
-  // The raw bytes of one token, possibly half a character; empty for an id without a token. The view
-  // lives as long as the tokenizer.
+  // The raw bytes of one token, possibly half a character; empty for an id without a token. The
+  // view lives as long as the tokenizer.
   std::string_view id_to_piece(std::int32_t id) const;
 
   // The token as the tokenizer file writes it (GPT-2 byte alphabet), empty when there is none.

@@ -6,7 +6,14 @@ namespace millrace::text {
 namespace {
 
 // tokenizer.ggml.token_type, as in llama.h.
-enum TokenType { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
+enum TokenType {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
 
 constexpr std::string_view kPrefix = "tokenizer.ggml.";
 
@@ -34,8 +41,8 @@ std::optional<Error> read_tokens(const GgufFile& file, TokenizerData& data) {
   const auto types = file.get_int_array(key("token_type"));
   if (!types) return types.error();
   if (types->size() != tokens->size()) {
-    return invalid(key("token_type"), fmt::format("has {} entries for {} tokens", types->size(),
-                                                  tokens->size()));
+    return invalid(key("token_type"),
+                   fmt::format("has {} entries for {} tokens", types->size(), tokens->size()));
   }
   for (std::size_t i = 0; i < tokens->size(); ++i) {
     const auto id = static_cast<std::int32_t>(i);
@@ -48,8 +55,8 @@ std::optional<Error> read_tokens(const GgufFile& file, TokenizerData& data) {
       case kUserDefined:
         // User-defined tokens are added tokens that were not special in the original tokenizer.
         data.tokens.push_back(content);
-        data.added.push_back({id, content, (*types)[i] == kControl, false, false,
-                              (*types)[i] == kUserDefined});
+        data.added.push_back(
+            {id, content, (*types)[i] == kControl, false, false, (*types)[i] == kUserDefined});
         break;
       case kUnused:  // filler up to the rows of the embedding
         data.tokens.emplace_back();
@@ -80,8 +87,7 @@ std::optional<Error> read_merges(const GgufFile& file, TokenizerData& data) {
 std::optional<Error> read_id(const GgufFile& file, std::string_view name, const TokenizerData& data,
                              std::optional<std::int32_t>& id) {
   if (!file.has(key(name))) return std::nullopt;
-  const auto value =
-      file.get_int(key(name), 0, static_cast<std::int64_t>(data.tokens.size()) - 1);
+  const auto value = file.get_int(key(name), 0, static_cast<std::int64_t>(data.tokens.size()) - 1);
   if (!value) return value.error();
   id = static_cast<std::int32_t>(*value);
   return std::nullopt;

@@ -45,8 +45,8 @@ std::optional<Error> parse_vocab(const Json& model, TokenizerData& data) {
   for (const auto& [token, id] : vocab.items()) {
     if (!id.is_number_integer() || id.get<std::int64_t>() < 0 ||
         id.get<std::int64_t>() >= kMaxVocab) {
-      return invalid("model.vocab", fmt::format("the id of \"{}\" must be 0..{}", token,
-                                                kMaxVocab - 1));
+      return invalid("model.vocab",
+                     fmt::format("the id of \"{}\" must be 0..{}", token, kMaxVocab - 1));
     }
     const auto index = static_cast<std::size_t>(id.get<std::int64_t>());
     if (index >= data.tokens.size()) data.tokens.resize(index + 1);
@@ -85,8 +85,8 @@ std::optional<Error> parse_model(const Json& model, TokenizerData& data) {
   if (const std::string type = text_of(get(model, "type")); type != "BPE") {
     return unsupported("model.type", fmt::format("\"{}\" (only BPE is)", type));
   }
-  for (const char* key : {"dropout", "unk_token", "continuing_subword_prefix",
-                          "end_of_word_suffix", "fuse_unk", "byte_fallback"}) {
+  for (const char* key : {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                          "fuse_unk", "byte_fallback"}) {
     if (!is_off(get(model, key))) {
       return unsupported(fmt::format("model.{}", key), get(model, key).dump());
     }
@@ -126,8 +126,9 @@ std::optional<Error> parse_added(const Json& root, const Json& config, Tokenizer
   if (!added.is_null() && !added.is_array()) return invalid("added_tokens", "must be an array");
   for (std::size_t i = 0; i < added.size(); ++i) {
     const Json& id = get(added[i], "id");
-    if (auto error = parse_added_token(added[i], id.is_number_integer() ? id.get<std::int64_t>() : -1,
-                                       fmt::format("added_tokens[{}]", i), data)) {
+    if (auto error =
+            parse_added_token(added[i], id.is_number_integer() ? id.get<std::int64_t>() : -1,
+                              fmt::format("added_tokens[{}]", i), data)) {
       return error;
     }
   }
@@ -135,8 +136,8 @@ std::optional<Error> parse_added(const Json& root, const Json& config, Tokenizer
   const Json& decoder = get(config, "added_tokens_decoder");
   if (!decoder.is_object()) return std::nullopt;
   for (const auto& [key, token] : decoder.items()) {
-    const bool digits = !key.empty() && key.size() < 10 &&
-                        key.find_first_not_of("0123456789") == std::string::npos;
+    const bool digits =
+        !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos;
     if (auto error = parse_added_token(token, digits ? std::stoll(key) : -1,
                                        fmt::format("added_tokens_decoder.{}", key), data)) {
       return error;
@@ -192,7 +193,8 @@ std::optional<Error> parse_template(const Json& processor, TokenizerData& data) 
   bool after_text = false;
   for (const Json& item : get(processor, "single")) {
     if (const Json& special = get(item, "SpecialToken"); special.is_object()) {
-      const Json& entry = get(get(processor, "special_tokens"), text_of(get(special, "id")).c_str());
+      const Json& entry =
+          get(get(processor, "special_tokens"), text_of(get(special, "id")).c_str());
       const Json& ids = get(entry, "ids");
       if (!ids.is_array() || ids.empty()) {
         return invalid("post_processor.special_tokens",

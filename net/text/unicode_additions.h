@@ -1,8 +1,9 @@
 // Letters and numbers that Unicode 15.0, 15.1 and 16.0 added.
 //
 // Debian 12's PCRE2 (10.42) knows Unicode 14, `tokenizers`' Oniguruma knows 16; a character between
-// the two would be split differently. Source: DerivedGeneralCategory of Unicode 16.0, checked against
-// `tokenizers` 0.23 over all code points. With a later PCRE2 the ranges are redundant, never wrong.
+// the two would be split differently. Source: DerivedGeneralCategory of Unicode 16.0, checked
+// against `tokenizers` 0.23 over all code points. With a later PCRE2 the ranges are redundant,
+// never wrong.
 #pragma once
 
 namespace millrace::text {

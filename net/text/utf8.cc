@@ -70,8 +70,8 @@ char32_t decode_code_point(std::string_view text, std::size_t at, std::size_t* l
   if (lead < 0xF0) {
     return *length = 3, (lead & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
   }
-  return *length = 4, (lead & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 |
-                          (byte(3) & 0x3F);
+  return *length = 4,
+         (lead & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F);
 }
 
 void append_code_point(std::string& out, char32_t c) {
@@ -109,9 +109,7 @@ bool is_unicode_white_space(char32_t c) {
          c == 0x3000;
 }
 
-bool is_python_space(char32_t c) {
-  return is_unicode_white_space(c) || (c >= 0x1C && c <= 0x1F);
-}
+bool is_python_space(char32_t c) { return is_unicode_white_space(c) || (c >= 0x1C && c <= 0x1F); }
 
 std::string_view strip_left(std::string_view text) {
   while (!text.empty()) {

@@ -1,6 +1,6 @@
-// UTF-8 as the text layer needs it: validation, code points, Python's notion of white space, and the
-// replacement of malformed bytes that Unicode recommends (one U+FFFD per maximal subpart, chapter 3.9),
-// which is also what the Hugging Face `tokenizers` library does when it decodes.
+// UTF-8 as the text layer needs it: validation, code points, Python's notion of white space, and
+// the replacement of malformed bytes that Unicode recommends (one U+FFFD per maximal subpart,
+// chapter 3.9), which is also what the Hugging Face `tokenizers` library does when it decodes.
 #pragma once
 
 #include <cstddef>
@@ -36,9 +36,9 @@ bool is_unicode_white_space(char32_t c);
 std::string_view strip_left(std::string_view text);
 std::string_view strip_right(std::string_view text);
 
-// Turns a stream of bytes into well-formed UTF-8. Bytes that could still become a character are held
-// until it is complete or known to be malformed. The concatenation of everything push() and flush()
-// return does not depend on how the bytes were cut.
+// Turns a stream of bytes into well-formed UTF-8. Bytes that could still become a character are
+// held until it is complete or known to be malformed. The concatenation of everything push() and
+// flush() return does not depend on how the bytes were cut.
 class Utf8Repair {
  public:
   void push(std::string_view bytes, std::string& out);

@@ -1,5 +1,5 @@
-// Chat templates against transformers' renderings (scripts/make_text_golden.py), the language against
-// jinja2, and the limits.
+// Chat templates against transformers' renderings (scripts/make_text_golden.py), the language
+// against jinja2, and the limits.
 #include "net/text/chat_template.h"
 
 #include <gmock/gmock.h>
@@ -61,7 +61,8 @@ ChatTemplate load_file(const std::string& name) { return load(read_file("templat
 
 const Json kHi = {{{"role", "user"}, {"content", "hi"}}};
 
-Result<std::string> render(std::string_view source, const RenderOptions& options = plain_options()) {
+Result<std::string> render(std::string_view source,
+                           const RenderOptions& options = plain_options()) {
   const auto chat = ChatTemplate::load(source, "<|startoftext|>", "<|im_end|>");
   if (!chat) return chat.error();
   return chat->render(kHi, nullptr, options);
@@ -162,11 +163,13 @@ TEST(ChatTemplate, NeutralizesSpecialTokensOfStrangersOnly) {
   RenderOptions options;
   const auto count = [&](const std::string& text) {
     int specials = 0;
-    for (const std::int32_t id : tokenizer.encode(text).value()) specials += tokenizer.is_special(id);
+    for (const std::int32_t id : tokenizer.encode(text).value())
+      specials += tokenizer.is_special(id);
     return specials;
   };
-  // Of the template: BOS, 3 messages with two each, the tool list with two, the prompt with one; of the
-  // assistant's content two. What the strangers wrote adds 2 + 2 in messages and 2 in the tools.
+  // Of the template: BOS, 3 messages with two each, the tool list with two, the prompt with one; of
+  // the assistant's content two. What the strangers wrote adds 2 + 2 in messages and 2 in the
+  // tools.
   EXPECT_EQ(count(chat.render(messages, tools, options).value()), 12 + 6);
   options.neutralize = tokenizer.special_tokens();
   const std::string safe = chat.render(messages, tools, options).value();
@@ -175,7 +178,8 @@ TEST(ChatTemplate, NeutralizesSpecialTokensOfStrangersOnly) {
 }
 
 TEST(ChatTemplate, RaisedExceptionsAreWordsForTheClient) {
-  const auto result = render("{% if messages %}{{ raise_exception('Only ' ~ 1 ~ ' turn') }}{% endif %}");
+  const auto result =
+      render("{% if messages %}{{ raise_exception('Only ' ~ 1 ~ ' turn') }}{% endif %}");
   ASSERT_FALSE(result);
   EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(result.error().field, "messages");
@@ -238,16 +242,21 @@ TEST(ChatTemplate, HostileTemplatesEndWithAnError) {
       "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
       "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
       "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-      "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-      "{% set ns = namespace(s=[1]) %}{% for a in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+      "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(99) %}{% set ns.s = ns.s + ns.s "
+      "%}{% endfor %}",
+      "{% set ns = namespace(s=[1]) %}{% for a in range(99) %}{% set ns.s = ns.s + ns.s %}{% "
+      "endfor %}",
       "{% set ns = namespace(s=1) %}{% for a in range(9999) %}{% set ns.s = [ns.s] %}{% endfor %}",
-      "{% set ns = namespace(s=[1, 2]) %}{% for a in range(150) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
-      "{% set ns = namespace(s=[1, 2]) %}{% for a in range(150) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s == ns.s }}",
+      "{% set ns = namespace(s=[1, 2]) %}{% for a in range(150) %}{% set ns.s = [ns.s, ns.s] %}{% "
+      "endfor %}{{ ns.s }}",
+      "{% set ns = namespace(s=[1, 2]) %}{% for a in range(150) %}{% set ns.s = [ns.s, ns.s] %}{% "
+      "endfor %}{{ ns.s == ns.s }}",
       "{{ 'x' * 9999999999 }}",
       "{{ 'x' * 60000000 * 60000000 }}",
       "{{ [1] * 9999999999 }}",
       "{{ range(100001) }}",
-      "{% set x = 'ab' * 1000000 %}{% for a in range(9999) %}{{ x | replace('a', 'bbbbbbbbbb') }}{% endfor %}",
+      "{% set x = 'ab' * 20000 %}{% for a in range(9999) %}{{ x | replace('a', 'bbbbbbbbbb') "
+      "}}{% endfor %}",
       "{{ 'x' * 10000000 | replace('', 'yyyyyyyyyyyyyyyy') }}",
       "{{ 2 ** 99999 }}",
       "{{ " + deep,
@@ -257,10 +266,13 @@ TEST(ChatTemplate, HostileTemplatesEndWithAnError) {
       "{{ " + std::string(100000, '[') + " }}",
       "{{ x" + std::string(100000, '.') + " }}",
   };
+  RenderOptions options = plain_options();
   for (const std::string& source : hostile) {
     const std::clock_t start = std::clock();
-    EXPECT_FALSE(render(source)) << source.substr(0, 100);
+    EXPECT_FALSE(render(source, options)) << source.substr(0, 100);
     EXPECT_LT((std::clock() - start) / CLOCKS_PER_SEC, 20) << source.substr(0, 100);
+    // The default limit was tried by the first ones; a tenth of it keeps the others short.
+    if (&source - hostile == 3) options.limits.max_steps = 1'000'000;
   }
   // A namespace that contains itself is freed all the same (the leak checker looks at this one).
   EXPECT_TRUE(render("{% set ns = namespace() %}{% set ns.me = ns %}ok"));

@@ -21,7 +21,8 @@ struct Outcome {
 
 // The definition, without any streaming: the first position at which some stop string ends; among
 // those that end there, the longest.
-Outcome by_definition(const std::vector<std::string>& strings, const std::string& text, bool include) {
+Outcome by_definition(const std::vector<std::string>& strings, const std::string& text,
+                      bool include) {
   for (std::size_t end = 1; end <= text.size(); ++end) {
     std::size_t best = 0, index = 0;
     for (std::size_t i = 0; i < strings.size(); ++i) {
@@ -74,7 +75,8 @@ TEST(StopStrings, AgreesWithTheDefinitionForEveryCut) {
   const auto word = [&](int max) {
     std::string out;
     const int n = 1 + static_cast<int>(rng() % max);
-    for (int i = 0; i < n; ++i) out += std::array<const char*, 4>{"a", "b", "\xC3\xA4", "\xC3\xA5"}[rng() % 4];
+    for (int i = 0; i < n; ++i)
+      out += std::array<const char*, 4>{"a", "b", "\xC3\xA4", "\xC3\xA5"}[rng() % 4];
     return out;
   };
   int matched = 0;

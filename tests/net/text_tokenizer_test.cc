@@ -132,7 +132,8 @@ TEST(Tokenizer, ConfigFlagsReplaceThePostProcessor) {
   const char* base = R"({"bos_token": "<|startoftext|>", "eos_token": {"content": "<|im_end|>"}})";
   EXPECT_EQ(prefix_with(base).prefix, Ids{1});
   EXPECT_EQ(prefix_with(base).eos, 7);
-  EXPECT_EQ(prefix_with(R"({"bos_token": "<|startoftext|>", "add_bos_token": false})").prefix, Ids{});
+  EXPECT_EQ(prefix_with(R"({"bos_token": "<|startoftext|>", "add_bos_token": false})").prefix,
+            Ids{});
   const auto both = prefix_with(
       R"({"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "add_bos_token": true,
           "add_eos_token": true})");
@@ -154,8 +155,9 @@ TEST(Tokenizer, TakesMergesAsStrings) {
 
 TEST(Tokenizer, RefusesMalformedUtf8NamingTheOffset) {
   const Tokenizer tokenizer = golden();
-  for (const std::string& bad : {std::string("\xFF"), std::string("\xC3"), std::string("\xED\xA0\x80"),
-                                 std::string("\xC0\x80"), std::string("\xF4\x90\x80\x80")}) {
+  for (const std::string& bad :
+       {std::string("\xFF"), std::string("\xC3"), std::string("\xED\xA0\x80"),
+        std::string("\xC0\x80"), std::string("\xF4\x90\x80\x80")}) {
     const auto result = tokenizer.encode("abc" + bad);
     ASSERT_FALSE(result);
     EXPECT_THAT(result.error().message, HasSubstr("byte 3"));
@@ -166,7 +168,8 @@ TEST(Tokenizer, RefusesMalformedUtf8NamingTheOffset) {
 TEST(Tokenizer, LongPiecesTakeNoQuadraticTime) {
   const Tokenizer tokenizer = golden();
   const std::clock_t start = std::clock();  // processor time: the machine may be busy
-  for (const char* unit : {"a", " ", "\n", " \n", "=", "\xF0\x9F\x98\x80", "ab", "\r", "<", "<|im_end"}) {
+  for (const char* unit :
+       {"a", " ", "\n", " \n", "=", "\xF0\x9F\x98\x80", "ab", "\r", "<", "<|im_end"}) {
     std::string text;
     while (text.size() < 1'000'000) text += unit;
     const auto ids = tokenizer.encode(text);
@@ -184,7 +187,8 @@ TEST(Tokenizer, OneObjectServesManyThreads) {
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       for (std::size_t i = t; i < cases.size(); i += 3) {
-        wrong[t] += tokenizer.encode(cases[i]["t"].get<std::string>()).value() != cases[i]["i"].get<Ids>();
+        wrong[t] +=
+            tokenizer.encode(cases[i]["t"].get<std::string>()).value() != cases[i]["i"].get<Ids>();
       }
     });
   }
@@ -220,11 +224,13 @@ TEST(TokenizerJson, RefusesWhatWouldChangeTokensByName) {
       {"/pre_tokenizer", nullptr, "pre_tokenizer"},
       {"/pre_tokenizer/pretokenizers/0/behavior", "Removed", "pre_tokenizer.Split.behavior"},
       {"/pre_tokenizer/pretokenizers/0/invert", true, "pre_tokenizer.Split.invert"},
-      {"/pre_tokenizer/pretokenizers/0/pattern", Json{{"String", " "}}, "pre_tokenizer.Split.pattern"},
+      {"/pre_tokenizer/pretokenizers/0/pattern", Json{{"String", " "}},
+       "pre_tokenizer.Split.pattern"},
       {"/pre_tokenizer/pretokenizers/0/pattern/Regex", "(", "pre_tokenizer.pattern"},
       {"/pre_tokenizer/pretokenizers/0/pattern/Regex", "\\w+", "pre_tokenizer.pattern"},
       {"/pre_tokenizer/pretokenizers/0/type", "Digits", "pre_tokenizer"},
-      {"/pre_tokenizer/pretokenizers/1/add_prefix_space", true, "pre_tokenizer.ByteLevel.add_prefix_space"},
+      {"/pre_tokenizer/pretokenizers/1/add_prefix_space", true,
+       "pre_tokenizer.ByteLevel.add_prefix_space"},
       {"/pre_tokenizer/pretokenizers/1/use_regex", true, "pre_tokenizer.ByteLevel.use_regex"},
       {"/post_processor/processors/1/type", "BertProcessing", "post_processor"},
       {"/decoder", nullptr, "decoder"},
@@ -248,9 +254,10 @@ TEST(TokenizerJson, RefusesWhatWouldChangeTokensByName) {
 }
 
 TEST(TokenizerJson, SurvivesArbitraryJson) {
-  for (const char* text : {"", "{", "[]", "null", "{}", R"({"model": 3})", R"({"model": {"type": "BPE"}})",
-                           R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": {}}})",
-                           R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})"}) {
+  for (const char* text :
+       {"", "{", "[]", "null", "{}", R"({"model": 3})", R"({"model": {"type": "BPE"}})",
+        R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": {}}})",
+        R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})"}) {
     EXPECT_FALSE(parse_tokenizer_json(text, "")) << text;
   }
   EXPECT_FALSE(parse_tokenizer_json(golden_json().dump(), "[1]"));
@@ -273,7 +280,12 @@ TEST(PreTokenizer, GapsAndEmptyMatchesAreKept) {
   EXPECT_EQ(pieces("b+", "aabbcb"), (Pieces{"aa", "bb", "c", "b"}));
   EXPECT_EQ(pieces("b*", "aäbb"), (Pieces{"aä", "bb"}));
   EXPECT_EQ(pieces("x", ""), Pieces{});
-  EXPECT_EQ(pieces("\\s", "a\xE1\xA0\x8E" "b c"), (Pieces{"a\xE1\xA0\x8E" "b", " ", "c"}));
+  EXPECT_EQ(pieces("\\s",
+                   "a\xE1\xA0\x8E"
+                   "b c"),
+            (Pieces{"a\xE1\xA0\x8E"
+                    "b",
+                    " ", "c"}));
 }
 
 TEST(PreTokenizer, RunawayPatternEndsWithAnError) {
@@ -287,13 +299,15 @@ TEST(PreTokenizer, RunawayPatternEndsWithAnError) {
 
 TEST(Utf8, RepairDoesNotDependOnCuts) {
   // Expected: Unicode 3.9, table 3-8, and a truncated end.
-  const std::string bytes = "\x61\xF1\x80\x80\xE1\x80\xC2\x62\x80\x63\x80\xBF\x64\xED\xA0\x80\xF0\x9F\x98";
+  const std::string bytes =
+      "\x61\xF1\x80\x80\xE1\x80\xC2\x62\x80\x63\x80\xBF\x64\xED\xA0\x80\xF0\x9F\x98";
   const std::string r(kReplacement);
   const std::string want = "a" + r + r + r + "b" + r + "c" + r + r + "d" + r + r + r + r;
   for (std::size_t step = 1; step <= bytes.size(); ++step) {
     Utf8Repair repair;
     std::string out;
-    for (std::size_t at = 0; at < bytes.size(); at += step) repair.push(bytes.substr(at, step), out);
+    for (std::size_t at = 0; at < bytes.size(); at += step)
+      repair.push(bytes.substr(at, step), out);
     repair.flush(out);
     EXPECT_EQ(out, want) << step;
   }

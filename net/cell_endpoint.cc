@@ -13,6 +13,7 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <deque>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -32,6 +33,8 @@ using std::chrono::milliseconds;
 
 // Bounds a Tokens frame: about 31 bytes an event without alternatives.
 constexpr std::size_t kEventsPerFrame = 8192;
+// Published batches taken in one go: between two goes the io thread writes, beats and listens.
+constexpr std::size_t kBatchesPerFlush = 16;
 
 struct Address {
   std::string host;
@@ -103,7 +106,8 @@ struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
   Result<void> on_cancel(Link& link, const Frame& frame);
   void lose(Link& link);
   void complain(Link& link, const std::string& what);
-  bool enqueue(Published item, std::size_t events);
+  static std::size_t weight(const Published& item);
+  bool enqueue(Published item);
   void flush();
   void send_tokens(std::vector<TokenEvent>& events);
   void send_out(Link& link);
@@ -117,7 +121,7 @@ struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
 
   // Between threads.
   std::mutex mutex;
-  std::vector<Published> inbox;
+  std::deque<Published> inbox;
   std::size_t inbox_events = 0;
   bool flush_posted = false;
   bool overflowed = false;
@@ -332,7 +336,14 @@ void CellEndpoint::Impl::lose(Link& link) {
   link.local_of.clear();
 }
 
-bool CellEndpoint::Impl::enqueue(Published item, std::size_t events) {
+// In events. A long prompt's log-probabilities are as big as that many tokens.
+std::size_t CellEndpoint::Impl::weight(const Published& item) {
+  if (const auto* tokens = std::get_if<std::vector<TokenEvent>>(&item)) return tokens->size();
+  return std::get<PromptLogprobsEvent>(item).targets.size() + 1;
+}
+
+bool CellEndpoint::Impl::enqueue(Published item) {
+  const std::size_t events = weight(item);
   bool post = false;
   bool accepted = false;
   {
@@ -353,11 +364,17 @@ bool CellEndpoint::Impl::enqueue(Published item, std::size_t events) {
 
 void CellEndpoint::Impl::flush() {
   bool overflow = false;
+  bool more = false;
   {
     const std::lock_guard lock(mutex);
-    taken.swap(inbox);
-    inbox_events = 0;
-    flush_posted = false;
+    const std::size_t n = stopping ? inbox.size() : std::min(inbox.size(), kBatchesPerFlush);
+    for (std::size_t i = 0; i < n; ++i) {
+      inbox_events -= weight(inbox.front());
+      taken.push_back(std::move(inbox.front()));
+      inbox.pop_front();
+    }
+    more = !inbox.empty();
+    flush_posted = more;
     overflow = std::exchange(overflowed, false);
   }
   for (Published& item : taken) {
@@ -368,6 +385,7 @@ void CellEndpoint::Impl::flush() {
     }
   }
   taken.clear();
+  if (more) asio::post(io, [self = shared_from_this()] { self->flush(); });
   if (!overflow) return;
   for (const auto& link : links) {
     if (link->connection)
@@ -422,8 +440,8 @@ void CellEndpoint::Impl::send_prompt_logprobs(PromptLogprobsEvent& event) {
 }
 
 void CellEndpoint::Impl::end_all(const std::string& reason) {
-  flush();
   stopping = true;
+  flush();
   for (const auto& link : links) {
     boost::system::error_code ignored;
     link->dialing.close(ignored);
@@ -475,16 +493,10 @@ void CellEndpoint::stop(const std::string& reason) {
 }
 
 bool CellEndpoint::publish(std::vector<TokenEvent> events) {
-  if (events.empty()) return true;
-  const std::size_t n = events.size();
-  return impl_->enqueue(std::move(events), n);
+  return events.empty() || impl_->enqueue(std::move(events));
 }
 
-bool CellEndpoint::publish(PromptLogprobsEvent event) {
-  // Counted by what they weigh: a long prompt's log-probabilities are as big as that many tokens.
-  const std::size_t n = event.targets.size() + 1;
-  return impl_->enqueue(std::move(event), n);
-}
+bool CellEndpoint::publish(PromptLogprobsEvent event) { return impl_->enqueue(std::move(event)); }
 
 CellEndpointStats CellEndpoint::stats() const {
   const auto& c = impl_->counters;

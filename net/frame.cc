@@ -6,7 +6,6 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/asio/write.hpp>
 #include <boost/crc.hpp>
 #include <cstring>
 
@@ -150,12 +149,15 @@ void FrameConnection::start() {
       asio::detached);
 }
 
+// When the limit passes with bytes at hand, it is we who were slow (a busy thread), not the peer:
+// the read that takes them is under way.
 void FrameConnection::arm_read_timer(std::chrono::milliseconds limit) {
   read_timer_.expires_after(limit);
   read_timer_.async_wait([weak = weak_from_this(), generation = read_generation_,
                           limit](boost::system::error_code ec) {
     const auto self = weak.lock();
     if (ec || !self || self->read_generation_ != generation) return;
+    if (self->socket_.available(ec) > 0 && !ec) return self->arm_read_timer(limit);
     self->close(fmt::format("nothing complete was received for {} ms", limit.count()));
   });
 }
@@ -255,17 +257,21 @@ asio::awaitable<void> FrameConnection::write_loop() {
       continue;
     }
     writing_.swap(pending_);
-    ++write_generation_;
-    arm_write_timer();
-    co_await asio::async_write(socket_, asio::buffer(writing_),
-                               asio::redirect_error(asio::use_awaitable, ec));
-    ++write_generation_;
+    // The deadline is on progress: a peer that takes some of a long queue now and then is alive,
+    // and max_outbound_bytes bounds how far it may fall behind.
+    for (std::size_t sent = 0; sent < writing_.size();) {
+      ++write_generation_;
+      arm_write_timer();
+      sent += co_await socket_.async_write_some(asio::buffer(writing_) + sent,
+                                                asio::redirect_error(asio::use_awaitable, ec));
+      ++write_generation_;
+      if (ec) {
+        close("sending failed: " + ec.message());
+        co_return;
+      }
+    }
     write_timer_.cancel();
     writing_.clear();
-    if (ec) {
-      close("sending failed: " + ec.message());
-      co_return;
-    }
   }
 }
 
@@ -273,7 +279,12 @@ void FrameConnection::close_after_flush(std::string reason) {
   if (!open_ || flushing_) return;
   if (close_reason_.empty()) close_reason_ = std::move(reason);
   flushing_ = true;
-  wake_writer_.cancel_one();
+  // Wakes the writer, which from now on never sleeps; the timer serves as the flush's deadline.
+  wake_writer_.expires_after(limits_.write_deadline);
+  wake_writer_.async_wait([weak = weak_from_this()](boost::system::error_code ec) {
+    const auto self = weak.lock();
+    if (!ec && self) self->close("not flushed in time");
+  });
 }
 
 void FrameConnection::close(std::string reason) {

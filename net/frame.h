@@ -46,7 +46,7 @@ struct FrameLimits {
   std::uint32_t max_payload_bytes = 32U << 20;  // 128k-token prompt: 0.5 MiB; prompt
                                                 // log-probabilities with 20 alternatives: 22 MiB
   std::size_t max_outbound_bytes = std::size_t{64} << 20;  // written, not yet taken by the peer
-  std::chrono::milliseconds write_deadline{5000};          // for the peer to take what was written
+  std::chrono::milliseconds write_deadline{5000};          // for the peer to take more of it
   bool checksum = true;  // on what we send; received ones always count
 };
 

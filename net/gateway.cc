@@ -56,7 +56,9 @@ void Gateway::stop() {
 
 std::uint16_t Gateway::cell_port() const { return impl_->port; }
 
-// The core's coroutines hold their own reference: this object may go while they are under way.
+// The core's coroutines hold their own reference: this object may go while they are under way. They
+// are member coroutines because GCC 12 destroys a lambda with captures that stands inside a
+// co_await expression once too often.
 asio::awaitable<GatewayStats> Gateway::stats() const {
   const auto core = impl_->core;
   co_return co_await asio::co_spawn(core->strand(), core->stats_on_strand(), asio::use_awaitable);

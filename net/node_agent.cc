@@ -120,11 +120,10 @@ asio::awaitable<void> NodeAgent::Impl::refuse(Session& session, std::string reas
   spdlog::warn("node agent: {} is refused: {}", session.stream->peer(), reason);
   co_await session.stream->write(AgentMessageKind::kRefused, reason);
   // Wait for the peer to hang up first, or what it has not read yet may be lost.
-  for (bool open = true; open;) {
+  for (bool open = true; open;) {  // GCC 12 miscompiles "while (co_await ...)"
     const Result<AgentMessage> ignored = co_await session.stream->read();
     open = ignored.has_value();
   }
-}
 }
 
 // Handshake and first message, both within the timeout. Nullopt: the connection is done for.

@@ -196,6 +196,29 @@ TEST(FrameConnection, APeerThatDoesNotReadIsBoundedInBytes) {
   EXPECT_NE(pair.connection->close_reason().find("fell behind"), std::string::npos);
 }
 
+TEST(FrameConnection, FlushingHasADeadlineEvenWhenThePeerTakesALittle) {
+  Pair pair({.write_deadline = 200ms});
+  const std::vector<std::uint8_t> payload(32 << 20);
+  ASSERT_TRUE(pair.connection->send(MessageKind::kTokens, 1, payload));
+  const auto start = std::chrono::steady_clock::now();
+  pair.connection->close_after_flush("leaving");
+  std::thread sipper([&] {
+    std::vector<std::uint8_t> sip(64 << 10);
+    boost::system::error_code ec;
+    while (!ec) {
+      asio::read(pair.raw, asio::buffer(sip), ec);
+      std::this_thread::sleep_for(20ms);
+    }
+  });
+  pair.io.restart();
+  while (pair.connection->is_open()) pair.io.run_one_for(1s);
+  EXPECT_GE(std::chrono::steady_clock::now() - start, 200ms);
+  EXPECT_EQ(pair.connection->close_reason(), "leaving");
+  boost::system::error_code ec;
+  pair.raw.shutdown(tcp::socket::shutdown_both, ec);
+  sipper.join();
+}
+
 TEST(FrameConnection, APeerThatDoesNotReadIsBoundedInTime) {
   Pair pair({.write_deadline = 50ms});
   const std::vector<std::uint8_t> payload(16 << 20);

@@ -108,7 +108,7 @@ class ScriptedCell {
   std::atomic<bool> drained{false};
   std::atomic<bool> refuse{false};
   std::atomic<std::uint32_t> max_running{0};
-  std::chrono::microseconds step_time{200};
+  std::atomic<std::int64_t> step_time_us{200};
 
  private:
   struct Live {
@@ -151,9 +151,8 @@ class ScriptedCell {
         }
         ++steps_;
       }
-      const bool idle = events.empty();
-      if (!idle) endpoint->publish(std::move(events));
-      if (idle || step_time.count() > 0) std::this_thread::sleep_for(step_time);
+      if (!events.empty()) endpoint->publish(std::move(events));
+      std::this_thread::sleep_for(std::chrono::microseconds(step_time_us.load()));
     }
   }
 

@@ -203,18 +203,18 @@ TEST_F(NodeAgentTest, AnImpostorDoesNotGetTheCommand) {
   tcp::acceptor acceptor(io, {asio::ip::make_address("127.0.0.1"), 0});
   port_ = acceptor.local_endpoint().port();
   std::thread impostor([&] {
-    PskTls tls(TlsRole::kServer, std::string(32, 'x'));
+    asio::ssl::context context(asio::ssl::context::tlsv13_server);
     EVP_PKEY* key = EVP_EC_gen("P-256");
     X509* certificate = X509_new();
     X509_gmtime_adj(X509_getm_notBefore(certificate), 0);
     X509_gmtime_adj(X509_getm_notAfter(certificate), 3600);
     X509_set_pubkey(certificate, key);
     X509_sign(certificate, key, EVP_sha256());
-    SSL_CTX_use_certificate(tls.context().native_handle(), certificate);
-    SSL_CTX_use_PrivateKey(tls.context().native_handle(), key);
+    SSL_CTX_use_certificate(context.native_handle(), certificate);
+    SSL_CTX_use_PrivateKey(context.native_handle(), key);
     X509_free(certificate);
     EVP_PKEY_free(key);
-    asio::ssl::stream<tcp::socket> stream(acceptor.accept(), tls.context());
+    asio::ssl::stream<tcp::socket> stream(acceptor.accept(), context);
     boost::system::error_code error;
     stream.handshake(asio::ssl::stream_base::server, error);
     std::array<char, 5> header{};
@@ -222,8 +222,9 @@ TEST_F(NodeAgentTest, AnImpostorDoesNotGetTheCommand) {
     EXPECT_TRUE(error);
   });
   const Result<int> status = perform(call());
-  EXPECT_FALSE(status);
   impostor.join();
+  ASSERT_FALSE(status);
+  EXPECT_THAT(status.error().message, HasSubstr("certificate verify failed"));
 }
 
 TEST_F(NodeAgentTest, AnotherCommandIsRefusedWithItsReason) {

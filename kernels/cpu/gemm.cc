@@ -269,6 +269,7 @@ void gemm_rows(const GemmJob& job, std::int64_t n_begin, std::int64_t n_end) {
   const std::int64_t k = job.w.cols;
   const std::int64_t row_bytes = job.w.row_bytes();
   const bool plain = block_values(job.w.dtype) == 1;
+  const bool direct = job.w.dtype == DType::kF32 || (plain && kWidenInRegisters);
   const std::int64_t value_bytes = plain ? block_bytes(job.w.dtype) : 0;
   float* scratch = reinterpret_cast<float*>(thread_scratch());
   Panel p;
@@ -286,7 +287,7 @@ void gemm_rows(const GemmJob& job, std::int64_t n_begin, std::int64_t n_end) {
         p.w_stride_bytes = row_bytes;
         if (few) {
           run_few(job, p);
-        } else if (plain) {
+        } else if (direct) {
           run_plain<false>(job, p);
         } else {
           run_converted(job, p, scratch);

@@ -20,7 +20,13 @@
 #include "kernels/cpu/simd_portable.h"
 #endif
 
+// Loops over lanes and tiles must unroll for their arrays to live in registers. Not under a
+// sanitizer, which checks every element: gcc then needs many minutes for a file.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MILLRACE_UNROLL
+#else
 #define MILLRACE_UNROLL _Pragma("GCC unroll 32")
+#endif
 
 namespace millrace::kernels::MILLRACE_ISA {
 

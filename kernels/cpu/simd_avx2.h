@@ -14,6 +14,8 @@ using Bytes16 = std::uint8_t __attribute__((vector_size(16)));
 inline constexpr int kTileRows = 2;
 inline constexpr int kTileTokens = 3;
 inline constexpr int kHeadTile = 1;
+// gemm widens 16-bit weights as it reads them, for however many tokens.
+inline constexpr bool kWidenInRegisters = true;
 
 MILLRACE_ALWAYS_INLINE Part part_add(Part a, Part b) { return _mm256_add_ps(a, b); }
 MILLRACE_ALWAYS_INLINE Part part_sub(Part a, Part b) { return _mm256_sub_ps(a, b); }

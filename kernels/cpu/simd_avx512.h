@@ -14,6 +14,8 @@ inline constexpr int kTileRows = 4;
 inline constexpr int kTileTokens = 6;
 // Heads that attention runs together: 4 x 4 accumulators of 16 components.
 inline constexpr int kHeadTile = 4;
+// gemm widens 16-bit weights as it reads them, for however many tokens.
+inline constexpr bool kWidenInRegisters = true;
 
 MILLRACE_ALWAYS_INLINE Part part_add(Part a, Part b) { return _mm512_add_ps(a, b); }
 MILLRACE_ALWAYS_INLINE Part part_sub(Part a, Part b) { return _mm512_sub_ps(a, b); }

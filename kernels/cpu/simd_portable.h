@@ -15,6 +15,9 @@ using Bytes16 = std::uint8_t __attribute__((vector_size(16)));
 inline constexpr int kTileRows = 2;
 inline constexpr int kTileTokens = 1;
 inline constexpr int kHeadTile = 1;
+// One token a tile: widening a 16-bit weight for every token would cost more than converting a
+// panel.
+inline constexpr bool kWidenInRegisters = false;
 
 MILLRACE_ALWAYS_INLINE Part part_add(Part a, Part b) { return a + b; }
 MILLRACE_ALWAYS_INLINE Part part_sub(Part a, Part b) { return a - b; }
@@ -43,10 +46,11 @@ MILLRACE_ALWAYS_INLINE void part_store_n(float* p, Part v, int n) {
 
 // Weights lie at any byte, so 16-bit values are read with memcpy.
 MILLRACE_ALWAYS_INLINE Part part_load_bf16(const std::uint16_t* p) {
-  std::uint16_t bits[kPartLanes];
-  std::memcpy(bits, p, sizeof bits);
-  return Part{bf16_to_f32(bits[0]), bf16_to_f32(bits[1]), bf16_to_f32(bits[2]),
-              bf16_to_f32(bits[3])};
+  using Short4 = std::uint16_t __attribute__((vector_size(8)));
+  using Uint4 = std::uint32_t __attribute__((vector_size(16)));
+  Short4 bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return reinterpret_cast<Part>(__builtin_convertvector(bits, Uint4) << 16);
 }
 MILLRACE_ALWAYS_INLINE Part part_load_f16(const std::uint16_t* p) {
   std::uint16_t bits[kPartLanes];
@@ -55,18 +59,21 @@ MILLRACE_ALWAYS_INLINE Part part_load_f16(const std::uint16_t* p) {
 }
 
 // Part `Index` of 16 bytes as floats.
+template <class Byte, int Index>
+MILLRACE_ALWAYS_INLINE Part part_from_bytes(Bytes16 b) {
+  typedef Byte Byte4
+      __attribute__((vector_size(4)));  // NOLINT: `using` drops a dependent attribute
+  Byte4 four;
+  std::memcpy(&four, reinterpret_cast<const char*>(&b) + 4 * Index, sizeof four);
+  return __builtin_convertvector(__builtin_convertvector(four, Int4), Part);
+}
 template <int Index>
 MILLRACE_ALWAYS_INLINE Part part_from_u8(Bytes16 b) {
-  Part out;
-  for (int i = 0; i < 4; ++i) out[i] = static_cast<float>(b[4 * Index + i]);
-  return out;
+  return part_from_bytes<std::uint8_t, Index>(b);
 }
 template <int Index>
 MILLRACE_ALWAYS_INLINE Part part_from_i8(Bytes16 b) {
-  Part out;
-  for (int i = 0; i < 4; ++i)
-    out[i] = static_cast<float>(static_cast<std::int8_t>(b[4 * Index + i]));
-  return out;
+  return part_from_bytes<std::int8_t, Index>(b);
 }
 
 // See simd_avx512.h.

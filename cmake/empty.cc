@@ -1,1 +1,0 @@
-// Keeps a folder's library linkable while it has no sources yet.

@@ -104,6 +104,7 @@ Result<std::unique_ptr<GatewayProcess>> GatewayProcess::start(boost::asio::io_co
   if (!keys) return keys.error();
 
   std::unique_ptr<GatewayProcess> p(new GatewayProcess(std::move(*text), config.model.served_name));
+  p->exporter_.gauge<Metric::kBuildInfo>("0.1.0", "cpu").set(1);
   p->observer_ = std::make_unique<HttpMetrics>(p->exporter_);
   auto gateway =
       net::Gateway::start(io.get_executor(), gateway_config(config, fingerprint), &p->exporter_);

@@ -89,7 +89,10 @@ def main() -> int:
                       "value": round(statistics.median(series), 3), "unit": METRICS[metric][1],
                       "spread": [round(min(series), 3), round(max(series), 3)], "device": cpu_name(),
                       "date": datetime.date.today().isoformat(), "commit": commit,
-                      "command": "python3 tests/bench/serve_bench.py " + " ".join(sys.argv[1:])}
+                      "command": f"python3 tests/bench/serve_bench.py --case {args.case} --rounds "
+                                 f"{args.rounds} --concurrency {args.concurrency} --input-len "
+                                 f"{args.input_len} --output-len {args.output_len} --num-prompts "
+                                 f"{args.num_prompts}"}
             out.write(json.dumps(record) + "\n")
             print(f"{record['case']:32} {metric:20} {record['value']:10.2f} {record['unit']:9} {record['spread']}")
     return 0

@@ -259,6 +259,8 @@ class Cluster(unittest.TestCase):
         self.assertEqual(self.service.get("/health/live")[0], 200)
         self.assertTrue(self.service.ready())
         self.assertIn("vllm:time_to_first_token_seconds_bucket", self.service.get("/metrics")[1])
+        self.assertEqual(self.service.metric("millrace_build_info"), 1)
+        self.assertGreaterEqual(self.service.metric("millrace_http_requests_total"), 1)
 
 
 class Life(unittest.TestCase):

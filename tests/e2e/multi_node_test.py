@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A cell over two nodes: `serve` leads in one network namespace, `node-agent` waits in another.
 
-Each namespace has a host name of its own and one end of a veth pair; nothing leaves them. Needs root
-and ip netns, and skips with a reason where that is not allowed. Standard library only.
+Each node has one end of a veth pair, a host name and a /dev/shm of its own; nothing leaves them. Needs
+root and ip netns, and skips with a reason where that is not allowed. Standard library only.
 """
 
 import contextlib
@@ -12,8 +12,8 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,10 +22,11 @@ import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from cluster_test import (BIN, MODEL, PROMPT, Service, alive, command_line, greedy, processes_of,
-                          shared_memory, wait_for)
+                          wait_for)
 
 LEADER, OTHER = f"mr{os.getpid()}a", f"mr{os.getpid()}b"
 ADDRESS = {LEADER: "10.77.0.1", OTHER: "10.77.0.2"}
+SHARED_MEMORY: dict[str, pathlib.Path] = {}
 CLONE_NEWNET = 0x40000000
 
 
@@ -50,8 +51,10 @@ def remove_namespaces():
 
 
 def inside(name: str, *command: str) -> list[str]:
-    """The command in a namespace, under a host name of its own: Open MPI tells nodes apart by it."""
-    return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', name,
+    """The command on a node. Open MPI tells nodes apart by their host names. (ip netns exec gives each
+    command mounts of its own.)"""
+    script = 'mount --bind "$1" /dev/shm; hostname "$0"; shift; exec "$@"'
+    return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-ec", script, name, str(SHARED_MEMORY[name]),
             *command]
 
 
@@ -135,7 +138,11 @@ class Leader(Process):
 class Agent(Process):
     def __init__(self, config: str):
         super().__init__(inside(OTHER, BIN, "node-agent", "--config", config))
-        wait_for("the agent", lambda: "leaders may dial" in self.output(), 20)
+        try:
+            wait_for("the agent", lambda: "leaders may dial" in self.output(), 20)
+        except AssertionError as e:
+            self.process.kill()
+            raise AssertionError(f"{e}\n{self.output()}") from None
 
 
 SEEDED = {"temperature": 0.9, "top_p": 0.95, "seed": 11}
@@ -146,6 +153,11 @@ class MultiNode(unittest.TestCase):
     def setUpClass(cls):
         if os.geteuid() != 0:
             raise unittest.SkipTest("network namespaces need root")
+        cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory(dir="/tmp")))
+        memory = cls.enterClassContext(tempfile.TemporaryDirectory(dir="/dev/shm"))
+        for name in (LEADER, OTHER):
+            SHARED_MEMORY[name] = pathlib.Path(memory) / name
+            SHARED_MEMORY[name].mkdir()
         try:
             make_namespaces()
             with network_of(OTHER):
@@ -156,10 +168,8 @@ class MultiNode(unittest.TestCase):
             raise unittest.SkipTest(f"network namespaces are not permitted here: {e} "
                                     f"{getattr(e, 'stderr', '')}") from None
         cls.addClassCleanup(remove_namespaces)
-        cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
 
     def setUp(self):
-        self.before = shared_memory()
         self.secret = self.write("secret", secrets.token_hex(32) + "\n")
         self.config = self.configure("cluster.yaml", self.secret)
         self.started: list[Process] = []
@@ -170,7 +180,7 @@ class MultiNode(unittest.TestCase):
                 process.stop()
         for name in (LEADER, OTHER):
             wait_for(f"no process in {name}", lambda: not processes_in(name), 20)
-        self.assertEqual({p for p in shared_memory() - self.before if re.search("millrace-(cell|node)-|vader", p)}, set())
+            self.assertEqual(list(SHARED_MEMORY[name].iterdir()), [], name)
 
     def write(self, name: str, text: str, mode: int = 0o600) -> str:
         path = self.folder / name
@@ -244,9 +254,8 @@ class MultiNode(unittest.TestCase):
                                                 if command_line(p)[:1] == ["orted"]], 5)
         self.assertIsNone(agent.process.poll())
         wait_for("the leader's processes end", lambda: not processes_in(LEADER), 20)
-        for path in shared_memory() - self.before:  # the killed supervisor could not
-            if "millrace-cell-" in path:
-                subprocess.run(["rm", "-rf", path], check=True)
+        for path in SHARED_MEMORY[LEADER].glob("millrace-cell-*"):  # the killed supervisor could not
+            shutil.rmtree(path)
 
     def test_a_killed_agent_ends_the_cell_which_returns_with_it(self):
         leader, agent = self.start_cell()

@@ -186,9 +186,8 @@ Result<CellSetup> make_cell_setup(ClusterConfig config) {
   parallel::ExpertPlacement placement = parallel::ExpertPlacement::contiguous(
       std::max(1, moe_layers), std::max(1, model->num_experts), config.grid.lanes);
   std::string print = fingerprint(*source, config, (*table)->name);
-  return CellSetup{std::move(config),  std::move(*model),   std::move(*source),
-                   std::move(*stages), std::move(*experts), std::move(placement),
-                   std::move(*memory), std::move(print),    *table};
+  return CellSetup{std::move(config),    std::move(*model),  std::move(*source), std::move(*stages),
+                   std::move(placement), std::move(*memory), std::move(print),   *table};
 }
 
 SchedulerLimits CellSetup::scheduler_limits() const {

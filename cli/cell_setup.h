@@ -24,7 +24,6 @@ struct CellSetup {
   ModelConfig model;
   TensorSource source;
   std::vector<StageRange> stages;
-  std::vector<std::vector<std::int32_t>> experts;  // by lane
   parallel::ExpertPlacement placement;
   MemoryPlan memory;
   std::string fingerprint;

@@ -318,10 +318,6 @@ StepPlan Scheduler::probe_plan() {
   return issue(0, std::vector<LaneDraft>(limits_.lanes));
 }
 
-std::uint64_t Scheduler::oldest_step_in_flight() const {
-  return in_flight_.empty() ? 0 : in_flight_.begin()->first;
-}
-
 Sequence* Scheduler::find(const IssuedChunk& chunk) {
   const auto it = sequences_.find(chunk.id);
   if (it == sequences_.end() || it->second->arrival != chunk.arrival) return nullptr;

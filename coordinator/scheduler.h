@@ -71,7 +71,6 @@ class Scheduler {
 
   bool idle() const { return sequences_.empty() && in_flight_.empty(); }
   std::size_t plans_in_flight() const { return in_flight_.size(); }
-  std::uint64_t oldest_step_in_flight() const;  // 0 when none
 
   // Fills the fields that the scheduler knows: load, counters since start.
   CellStatus status() const;

@@ -49,6 +49,7 @@ class PlanLink final : public WorkerLink {
   std::optional<StepResult> receive(std::chrono::microseconds timeout) override {
     return sender_.receive(timeout);
   }
+  std::optional<WorkerReport> worker_report() override { return sender_.worker_report(); }
 
  private:
   PlanSender& sender_;
@@ -111,15 +112,21 @@ void run_worker_rank(const CellSetup& setup, parallel::Communicator& world) {
 bool run_coordinator_rank(const CellSetup& setup, parallel::Communicator& world,
                           const CoordinatorHooks& hooks) {
   const parallel::ProcessGrid grid = grid_of(setup, world);
+  const Clock::time_point begin = Clock::now();
   parallel::CellComms comms = parallel::make_cell_comms(world, grid);
   PlanSender sender(world);
   wait_until_ready(setup, sender, grid.workers(), hooks);
+  const Clock::duration load = Clock::now() - begin;
 
   PlanLink link(sender);
   Cell::Options options;
   options.limits = setup.scheduler_limits();
   options.step_deadline = milliseconds(setup.config.deadlines.step_ms);
   Cell cell(options, link, hooks.cell);
+  for (const auto& [name, seconds] : hooks.start_phases) {
+    cell.note_start_phase(name, std::chrono::duration<float>(seconds));
+  }
+  cell.note_start_phase("load", load);
   if (hooks.on_ready) hooks.on_ready(cell);
   const bool ok = cell.run();
   if (hooks.on_ended) hooks.on_ended();

@@ -22,6 +22,7 @@ struct CoordinatorHooks {
   std::function<void()> on_ended;  // after on_ready: the cell is about to be destroyed
   std::function<bool()> give_up;   // asked while loading: true ends the start with an exception
   CellCallbacks cell;
+  std::vector<CellTelemetry::StartPhase> start_phases;  // that came before the rank's own
 };
 
 // The coordinator rank. Returns true after Cell::stop(), false after a failure that on_failure was

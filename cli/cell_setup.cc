@@ -159,6 +159,7 @@ std::string last_part(std::string path) {
 }  // namespace
 
 Result<CellSetup> make_cell_setup(ClusterConfig config) {
+  const auto begin = std::chrono::steady_clock::now();
   if (config.model.path.empty()) {
     return invalid("model.path", "is empty: give a Hugging Face folder or a .gguf file");
   }
@@ -186,8 +187,10 @@ Result<CellSetup> make_cell_setup(ClusterConfig config) {
   parallel::ExpertPlacement placement = parallel::ExpertPlacement::contiguous(
       std::max(1, moe_layers), std::max(1, model->num_experts), config.grid.lanes);
   std::string print = fingerprint(*source, config, (*table)->name);
+  const std::chrono::duration<float> took = std::chrono::steady_clock::now() - begin;
   return CellSetup{std::move(config),    std::move(*model),  std::move(*source), std::move(*stages),
-                   std::move(placement), std::move(*memory), std::move(print),   *table};
+                   std::move(placement), std::move(*memory), std::move(print),   *table,
+                   took.count()};
 }
 
 SchedulerLimits CellSetup::scheduler_limits() const {
@@ -233,6 +236,8 @@ CellInfo CellSetup::cell_info(std::uint64_t epoch) const {
   info.kv_tokens = static_cast<std::uint64_t>(memory.kv_tokens) * s.lanes;
   info.stages = s.stages;
   info.lanes = s.lanes;
+  info.block_tokens = static_cast<std::uint32_t>(config.cache.block_tokens);
+  info.kv_dtype = config.cache.kv_dtype == KvDtype::kF32 ? "float32" : "bfloat16";
   return info;
 }
 

@@ -28,6 +28,7 @@ struct CellSetup {
   MemoryPlan memory;
   std::string fingerprint;
   const kernels::KernelTable* kernels = nullptr;
+  float plan_seconds = 0;  // it took to find all this out
 
   SchedulerLimits scheduler_limits() const;
   WorkerOptions worker_options() const;

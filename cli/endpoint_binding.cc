@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "net/psk_tls.h"
+
 namespace millrace {
 
 using std::chrono::milliseconds;
@@ -33,6 +35,10 @@ void EndpointBinding::start(Cell& cell) {
   config.heartbeat_interval = milliseconds(setup_.config.deadlines.heartbeat_interval_ms);
   config.silence_limit = milliseconds(setup_.config.deadlines.heartbeat_limit_ms) +
                          milliseconds(setup_.config.deadlines.heartbeat_interval_ms);
+  Result<std::string> secret =
+      net::read_optional_secret(setup_.config.cell.secret_file, "cell.secret_file");
+  if (!secret) throw std::runtime_error(secret.error().to_string());
+  config.secret = std::move(*secret);
   net::CellEndpointCallbacks callbacks;
   callbacks.submit = [&cell](SequenceRequest request) -> Result<void> {
     if (cell.submit(std::move(request))) return {};
@@ -41,6 +47,7 @@ void EndpointBinding::start(Cell& cell) {
   callbacks.cancel = [&cell](RequestId id) { cell.cancel(id); };
   callbacks.drain = [] {};  // of one gateway; others may go on
   callbacks.status = [&cell] { return cell.status(); };
+  callbacks.telemetry = [&cell] { return cell.telemetry(); };
   CellInfo info = setup_.cell_info(epoch_);
   info.cell_id = cell_id_;
   auto endpoint =

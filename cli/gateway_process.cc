@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "net/psk_tls.h"
+
 namespace millrace {
 
 namespace {
@@ -102,12 +104,16 @@ Result<std::unique_ptr<GatewayProcess>> GatewayProcess::start(boost::asio::io_co
   if (!defaults) return defaults.error();
   Result<std::vector<std::string>> keys = load_api_keys(config.gateway);
   if (!keys) return keys.error();
+  Result<std::string> secret =
+      net::read_optional_secret(config.cell.secret_file, "cell.secret_file");
+  if (!secret) return secret.error();
 
   std::unique_ptr<GatewayProcess> p(new GatewayProcess(std::move(*text), config.model.served_name));
   p->exporter_.gauge<Metric::kBuildInfo>("0.1.0", "cpu").set(1);
   p->observer_ = std::make_unique<HttpMetrics>(p->exporter_);
-  auto gateway =
-      net::Gateway::start(io.get_executor(), gateway_config(config, fingerprint), &p->exporter_);
+  net::GatewayConfig settings = gateway_config(config, fingerprint);
+  settings.cells.secret = std::move(*secret);
+  auto gateway = net::Gateway::start(io.get_executor(), std::move(settings), &p->exporter_);
   if (!gateway) return gateway.error();
   p->gateway_ = std::move(*gateway);
   const text::ChatTemplate* chat = p->text_.chat_template ? &*p->text_.chat_template : nullptr;

@@ -1,19 +1,11 @@
 #include "cli/node_daemon.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-#include <cerrno>
-#include <cstdlib>
-#include <cstring>
-#include <filesystem>
 
 #include "cli/launch.h"
 #include "coordinator/process_group.h"
+#include "coordinator/scratch_folder.h"
 
 namespace millrace {
 
@@ -21,47 +13,9 @@ namespace {
 
 constexpr std::string_view kPrefix = "millrace-node-";
 
-// A private folder, removed with the object. While it is in use its lock is held, so that a later
-// agent can tell it from one whose agent was killed.
-class Scratch {
- public:
-  static Result<Scratch> make() {
-    const bool shm = access("/dev/shm", W_OK | X_OK) == 0;
-    std::string path = fmt::format("{}/{}XXXXXX", shm ? "/dev/shm" : "/tmp", kPrefix);
-    if (mkdtemp(path.data()) == nullptr) {
-      return Error{ErrorCode::kInternal, "",
-                   fmt::format("no folder could be made at {}: {}", path, std::strerror(errno))};
-    }
-    const int lock = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (lock >= 0) flock(lock, LOCK_EX | LOCK_NB);
-    return Scratch(std::move(path), lock);
-  }
-  Scratch(Scratch&& other) noexcept : path_(std::move(other.path_)), lock_(other.lock_) {
-    other.path_.clear();
-    other.lock_ = -1;
-  }
-  Scratch& operator=(Scratch&&) = delete;
-  ~Scratch() { remove(); }
-
-  void remove() {
-    std::error_code error;
-    if (!path_.empty()) std::filesystem::remove_all(path_, error);
-    if (error) spdlog::warn("node agent: {} stays: {}", path_, error.message());
-    path_.clear();
-    if (lock_ >= 0) close(lock_);
-    lock_ = -1;
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  Scratch(std::string path, int lock) : path_(std::move(path)), lock_(lock) {}
-  std::string path_;
-  int lock_;
-};
-
 class GroupedDaemon final : public net::DaemonProcess {
  public:
-  GroupedDaemon(Scratch scratch, ProcessGroup group)
+  GroupedDaemon(ScratchFolder scratch, ProcessGroup group)
       : scratch_(std::move(scratch)), group_(std::move(group)) {}
   ~GroupedDaemon() override { end(); }
 
@@ -76,7 +30,7 @@ class GroupedDaemon final : public net::DaemonProcess {
   }
 
  private:
-  Scratch scratch_;
+  ScratchFolder scratch_;
   ProcessGroup group_;
 };
 
@@ -84,18 +38,6 @@ std::string host_name() {
   char name[256] = "";
   gethostname(name, sizeof name - 1);
   return name;
-}
-
-bool is_orphaned(const std::filesystem::path& path) {
-  struct stat info {};
-  if (lstat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode) || info.st_uid != geteuid()) {
-    return false;
-  }
-  const int lock = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-  if (lock < 0) return false;
-  const bool unused = flock(lock, LOCK_EX | LOCK_NB) == 0;
-  close(lock);
-  return unused;
 }
 
 }  // namespace
@@ -109,7 +51,7 @@ net::DaemonLauncher daemon_launcher() {
                                      "cell need different host names",
                                      host_name()));
     }
-    Result<Scratch> scratch = Scratch::make();
+    Result<ScratchFolder> scratch = ScratchFolder::make(kPrefix);
     if (!scratch) return scratch.error();
     ProcessOptions options;
     options.death_signal = SIGKILL;  // its ranks ask for the same of it
@@ -124,17 +66,6 @@ net::DaemonLauncher daemon_launcher() {
   };
 }
 
-void remove_orphaned_scratch() {
-  for (const char* folder : {"/dev/shm", "/tmp"}) {
-    std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-      if (!entry.path().filename().string().starts_with(kPrefix)) continue;
-      if (!is_orphaned(entry.path())) continue;
-      std::error_code ignored;
-      std::filesystem::remove_all(entry.path(), ignored);
-      spdlog::info("node agent: {} of an agent that was killed is removed", entry.path().string());
-    }
-  }
-}
+void remove_orphaned_scratch() { ScratchFolder::remove_orphans(kPrefix); }
 
 }  // namespace millrace

@@ -128,6 +128,7 @@ class ThreadedCell final : public LocalCell {
     hooks.on_loading = [id = id_](double share) { show_progress(id, share); };
     hooks.on_ready = [id = id_](Cell&) { spdlog::info("{}: ready", id); };
     hooks.cell.on_failure = on_failure_;
+    hooks.start_phases = {{"plan", setup_.plan_seconds}};
     binding_.bind(hooks);
     ranks_ = std::make_unique<EmbeddedCell>(setup_, std::move(hooks));
   }

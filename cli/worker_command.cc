@@ -114,7 +114,8 @@ ClusterConfig share_config(const std::string& path, parallel::Communicator& worl
   return std::move(*config);
 }
 
-bool coordinate(const CellSetup& setup, parallel::Communicator& world, std::uint64_t epoch) {
+bool coordinate(const CellSetup& setup, parallel::Communicator& world, std::uint64_t epoch,
+                std::chrono::duration<float> mpi_init) {
   StopSignal signal;
   std::unique_ptr<Beat> beat;
   EndpointBinding endpoint(setup, epoch, setup.config.cell.id, setup.config.cell.gateways);
@@ -135,6 +136,7 @@ bool coordinate(const CellSetup& setup, parallel::Communicator& world, std::uint
   hooks.cell.on_failure = [](const std::string& reason) {
     say({StatusLine::Kind::kFailed, 0, reason});
   };
+  hooks.start_phases = {{"mpi_init", mpi_init.count()}, {"plan", setup.plan_seconds}};
   endpoint.bind(hooks);
   return run_coordinator_rank(setup, world, hooks);
 }
@@ -146,7 +148,9 @@ int run_worker_command(const WorkerCommand& command, int* argc, char*** argv) {
   StopSignal::block();
   parallel::CommOptions options;
   options.deadline = kStartDeadline;
+  const auto begin = std::chrono::steady_clock::now();
   parallel::MpiRuntime mpi(argc, argv, options);
+  const std::chrono::duration<float> mpi_init = std::chrono::steady_clock::now() - begin;
   const std::unique_ptr<parallel::Communicator> world = mpi.world();
   const bool first = world->rank() == 0;
   try {
@@ -159,7 +163,7 @@ int run_worker_command(const WorkerCommand& command, int* argc, char*** argv) {
       run_worker_rank(*setup, *world);
       return 0;
     }
-    if (coordinate(*setup, *world, command.epoch)) return 0;
+    if (coordinate(*setup, *world, command.epoch, mpi_init)) return 0;
   } catch (const std::exception& e) {
     spdlog::error("rank {}: {}", world->rank(), e.what());
     if (first) say({StatusLine::Kind::kFailed, 0, e.what()});

@@ -21,7 +21,10 @@
 namespace millrace {
 
 enum class Isa : std::uint8_t { kAuto, kAvx512, kAvx2, kPortable, kReference };
-enum class KvDtype : std::uint8_t { kF32, kBf16 };
+enum class KvDtype : std::uint8_t { kF32, kBf16, kFp8 };
+enum class DeviceChoice : std::uint8_t { kAuto, kCpu, kCuda };
+enum class DeviceWeightFormat : std::uint8_t { kBf16, kFp8 };
+enum class DeviceTransport : std::uint8_t { kAuto, kNccl, kStaged };
 enum class ExchangeChoice : std::uint8_t { kAuto, kFixed, kExact, kAllGather };
 enum class OverloadStatus : std::uint16_t { k503 = 503, k429 = 429 };
 enum class LogLevel : std::uint8_t { kTrace, kDebug, kInfo, kWarn, kError };
@@ -34,8 +37,20 @@ inline constexpr EnumNames<Isa, 5> enum_names(Isa) {
            {"portable", Isa::kPortable},
            {"reference", Isa::kReference}}};
 }
-inline constexpr EnumNames<KvDtype, 2> enum_names(KvDtype) {
-  return {{{"f32", KvDtype::kF32}, {"bf16", KvDtype::kBf16}}};
+inline constexpr EnumNames<KvDtype, 3> enum_names(KvDtype) {
+  return {{{"f32", KvDtype::kF32}, {"bf16", KvDtype::kBf16}, {"fp8", KvDtype::kFp8}}};
+}
+inline constexpr EnumNames<DeviceChoice, 3> enum_names(DeviceChoice) {
+  return {
+      {{"auto", DeviceChoice::kAuto}, {"cpu", DeviceChoice::kCpu}, {"cuda", DeviceChoice::kCuda}}};
+}
+inline constexpr EnumNames<DeviceWeightFormat, 2> enum_names(DeviceWeightFormat) {
+  return {{{"bf16", DeviceWeightFormat::kBf16}, {"fp8", DeviceWeightFormat::kFp8}}};
+}
+inline constexpr EnumNames<DeviceTransport, 3> enum_names(DeviceTransport) {
+  return {{{"auto", DeviceTransport::kAuto},
+           {"nccl", DeviceTransport::kNccl},
+           {"staged", DeviceTransport::kStaged}}};
 }
 inline constexpr EnumNames<ExchangeChoice, 4> enum_names(ExchangeChoice) {
   return {{{"auto", ExchangeChoice::kAuto},
@@ -101,9 +116,8 @@ struct GridSection {
        64},
       s.cells);
     v({"embedded",
-       "Run the cells as threads of the gateway's process, without mpirun: one process, no restart; "
-       "machine; "
-       "a crash then ends everything."},
+       "Run the cells as threads of the gateway's process, without mpirun: one process, and no "
+       "restart: a crash ends everything."},
       s.embedded);
     v({"threads_per_rank",
        "Compute threads of each worker. 0: the cores of this machine divided by its workers.", 0,
@@ -113,6 +127,56 @@ struct GridSection {
        "Instruction set of the CPU kernels. auto: the best that this processor has. reference: the "
        "slow definition, for checking the others. Results are bit-equal only within one choice."},
       s.isa);
+  }
+};
+
+struct DeviceSection {
+  DeviceChoice backend = DeviceChoice::kAuto;
+  std::vector<std::string> indices;
+  std::int32_t ranks_per_device = 1;
+  DeviceWeightFormat weights = DeviceWeightFormat::kBf16;
+  double memory_fraction = 0.9;
+  bool graphs = true;
+  DeviceTransport transport = DeviceTransport::kAuto;
+  bool bind_numa = true;
+
+  template <class Self, class Visitor>
+  static void fields(Self& s, Visitor&& v) {
+    v({"backend",
+       "Where the workers of a cell compute, all of them alike. auto: on CUDA devices when this "
+       "build has CUDA and the machine has a device, else on the CPU."},
+      s.backend);
+    v({"indices",
+       "CUDA devices, by their index, in the order in which this machine's workers take them. "
+       "Empty: all, in order."},
+      s.indices);
+    v({"ranks_per_device",
+       "Workers that share one device, each with its part of device.memory_fraction. More than 1 "
+       "is for tests: they only wait for each other. NCCL then needs a different NCCL_HOSTID in "
+       "each process, or device.transport staged.",
+       1, 64},
+      s.ranks_per_device);
+    v({"weights",
+       "Number format of the matrices on the device. fp8: E4M3 with a scale for each block, made "
+       "from the checkpoint at the start; embedding, head, router and norms stay bf16 or f32."},
+      s.weights);
+    v({"memory_fraction",
+       "Share of a device's free memory that is used in all: weights, workspace, and what is left "
+       "for KV blocks. Takes the place of cache.memory_fraction on devices.",
+       0, 0.98, true},
+      s.memory_fraction);
+    v({"graphs",
+       "Decode steps as CUDA graphs, recorded when a batch size first comes. Off: kernel by "
+       "kernel, slower and with the same results."},
+      s.graphs);
+    v({"transport",
+       "How workers exchange device memory. nccl: between the devices. staged: through host memory "
+       "and MPI. auto: nccl where the library is, and each worker has its own device. All give the "
+       "same bits."},
+      s.transport);
+    v({"bind_numa",
+       "Keep a worker's thread and its host memory on the cores and memory nearest to its device."},
+      s.bind_numa);
   }
 };
 
@@ -145,8 +209,9 @@ struct CacheSection {
        0, 0.98, true},
       s.memory_fraction);
     v({"kv_dtype",
-       "Number format of cached keys and values. bf16 halves the memory and changes the numbers a "
-       "little, the same way on every grid."},
+       "Number format of cached keys and values. bf16 halves the memory of f32 and changes the "
+       "numbers a little, the same way on every grid. f32 only on the CPU, fp8 (E4M3) only on "
+       "devices."},
       s.kv_dtype);
     v({"max_sequences", "Sequences that one lane runs at the same time.", 1, 65536},
       s.max_sequences);
@@ -298,7 +363,8 @@ struct DeadlinesSection {
     v({"heartbeat_interval_ms", "How often a cell tells the gateway its progress.", 10, kMaxWaitMs},
       s.heartbeat_interval_ms);
     v({"heartbeat_limit_ms",
-       "Silence after which the gateway gives a cell up and ends its requests with an error. At least twice "
+       "Silence after which the gateway gives a cell up and ends its requests with an error. At "
+       "least twice "
        "deadlines.heartbeat_interval_ms.",
        20, kMaxWaitMs},
       s.heartbeat_limit_ms);
@@ -319,6 +385,7 @@ struct CellSection {
   std::vector<std::string> mpirun_args;
   std::vector<std::string> hosts;
   std::string network;
+  std::string secret_file;
   std::int64_t restart_backoff_min_ms = 500;
   std::int64_t restart_backoff_max_ms = 30'000;
 
@@ -331,7 +398,8 @@ struct CellSection {
     v({"mpirun", "Path of mpirun (Open MPI 4.1 or later)."}, s.mpirun);
     v({"mpirun_args", "Further arguments of mpirun, before the program."}, s.mpirun_args);
     v({"hosts",
-       "Nodes of this cell as host or host:workers, this one first. Rank 0, which computes "
+       "Nodes of this cell as host or host:workers, this one first; each has a host name of its "
+       "own. Rank 0, which computes "
        "nothing, "
        "runs here beside this node's workers. Nodes with a number are filled in this order, the "
        "others "
@@ -343,6 +411,11 @@ struct CellSection {
        "Subnets (10.0.0.0/24) or interfaces, separated by commas, over which the ranks of several "
        "nodes talk. Empty: Open MPI chooses."},
       s.network);
+    v({"secret_file",
+       "File with the secret that a gateway asks of its cells: 32 bytes or more, readable by its "
+       "owner alone; the same on both sides. The link itself is not encrypted. Empty: none, which "
+       "suits a network that only gateways and cells share."},
+      s.secret_file);
     v({"restart_backoff_min_ms",
        "Pause before the first restart of a dead cell; doubles each time.", 1, kMaxWaitMs},
       s.restart_backoff_min_ms);
@@ -391,6 +464,7 @@ struct LoggingSection {
 struct ClusterConfig {
   ModelSection model;
   GridSection grid;
+  DeviceSection device;
   CacheSection cache;
   SchedulerSection scheduler;
   GatewaySection gateway;
@@ -403,6 +477,7 @@ struct ClusterConfig {
   static void sections(Self& s, Visitor&& v) {
     v("model", "What is served.", s.model);
     v("grid", "How many ranks a cell has, and where they run.", s.grid);
+    v("device", "Workers on CUDA devices.", s.device);
     v("cache", "State of sequences: KV blocks and conv slots, per lane.", s.cache);
     v("scheduler", "What goes into one step.", s.scheduler);
     v("gateway", "The HTTP API, its limits and its queue.", s.gateway);

@@ -138,10 +138,34 @@ Result<void> check_hosts(const ClusterConfig& c) {
   return {};
 }
 
+Result<void> check_device(const ClusterConfig& c) {
+  std::set<std::string> indices;
+  for (const std::string& index : c.device.indices) {
+    const bool number = !index.empty() && index.size() <= 3 &&
+                        std::all_of(index.begin(), index.end(),
+                                    [](unsigned char ch) { return std::isdigit(ch) != 0; });
+    if (!number) {
+      return invalid("device.indices", fmt::format("'{}' must be a device's index", index));
+    }
+    if (!indices.insert(index).second) {
+      return invalid("device.indices",
+                     fmt::format("{} is listed twice; use device.ranks_per_device", index));
+    }
+  }
+  if (c.device.backend == DeviceChoice::kCpu && c.cache.kv_dtype == KvDtype::kFp8) {
+    return invalid("cache.kv_dtype", "fp8 needs device.backend cuda; the CPU has f32 and bf16");
+  }
+  if (c.device.backend == DeviceChoice::kCuda && c.cache.kv_dtype == KvDtype::kF32) {
+    return invalid("cache.kv_dtype", "f32 needs device.backend cpu; devices have bf16 and fp8");
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<void> check_cluster_config(const ClusterConfig& config) {
-  for (const auto check : {check_grid, check_deadlines, check_gateway, check_cell, check_hosts}) {
+  for (const auto check :
+       {check_grid, check_device, check_deadlines, check_gateway, check_cell, check_hosts}) {
     if (auto checked = check(config); !checked) return checked.error();
   }
   return {};

@@ -36,6 +36,7 @@ class WireWriter {
   void u64(std::uint64_t v) { fixed(v); }
   void i32(std::int32_t v) { fixed(v); }
   void f32(float v) { fixed(v); }
+  void f64(double v) { fixed(v); }
   void boolean(bool v) { out_.push_back(v ? 1 : 0); }
 
   void count(std::size_t n) {
@@ -85,6 +86,11 @@ class WireReader {
     const float v = f32(field);
     if (!std::isfinite(v)) fail(field, "must be a finite number");
     return ok() ? v : 0.0F;
+  }
+  double finite_f64(const char* field) {
+    const auto v = fixed<double>(field);
+    if (!std::isfinite(v)) fail(field, "must be a finite number");
+    return ok() ? v : 0.0;
   }
   bool boolean(const char* field) {
     const std::uint8_t v = u8(field);

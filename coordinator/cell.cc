@@ -159,8 +159,19 @@ void Cell::send_plans() {
 }
 
 void Cell::send(const StepPlan& plan) {
-  sent_.emplace_back(plan.step, Clock::now());
+  Sent sent{plan.step, Clock::now(), 0};
+  for (const LanePlan& lane : plan.lanes) {
+    for (const Chunk& chunk : lane.chunks) sent.tokens += chunk.tokens.size();
+  }
+  if (sent.tokens > 0) telemetry_.note_sent(sent.when);
+  sent_.push_back(sent);
   link_.send(plan);
+}
+
+void Cell::plan_finished(std::uint64_t step) {
+  const auto it = std::ranges::find(sent_, step, &Sent::step);
+  if (it->tokens > 0) telemetry_.note_finished(it->when, Clock::now(), it->tokens);
+  sent_.erase(it);
 }
 
 bool Cell::take_results() {
@@ -175,8 +186,9 @@ bool Cell::take_results() {
     if (event.finish != FinishReason::kNone) std::erase(live_, event.id);
   }
   if (!events->tokens.empty()) callbacks_.on_tokens(std::move(events->tokens));
-  if (events->plan_finished) {
-    std::erase_if(sent_, [&](const auto& entry) { return entry.first == result->step; });
+  if (events->plan_finished) plan_finished(result->step);
+  while (const std::optional<WorkerReport> report = link_.worker_report()) {
+    telemetry_.note_report(*report, Clock::now());
   }
   const std::lock_guard lock(mutex_);
   last_progress_ = Clock::now();
@@ -184,9 +196,9 @@ bool Cell::take_results() {
 }
 
 void Cell::check_deadline() const {
-  if (sent_.empty() || Clock::now() - sent_.front().second < options_.step_deadline) return;
+  if (sent_.empty() || Clock::now() - sent_.front().when < options_.step_deadline) return;
   throw std::runtime_error(fmt::format("step {} has not finished within its deadline of {} ms",
-                                       sent_.front().first, options_.step_deadline.count()));
+                                       sent_.front().step, options_.step_deadline.count()));
 }
 
 void Cell::publish_status() {

@@ -17,6 +17,7 @@
 
 #include "coordinator/request.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/telemetry.h"
 #include "coordinator/worker_link.h"
 
 namespace millrace {
@@ -60,6 +61,11 @@ class Cell {
   void drain();
 
   CellStatus status() const;
+  CellTelemetry telemetry() const { return telemetry_.snapshot(); }
+  // Before run(): how long a phase of the start took.
+  void note_start_phase(std::string name, std::chrono::duration<float> time) {
+    telemetry_.note_start_phase(std::move(name), time);
+  }
   bool idle() const;  // nothing queued, running or in the mailbox
 
  private:
@@ -73,6 +79,7 @@ class Cell {
   void take_mail();
   void send_plans();
   void send(const StepPlan& plan);
+  void plan_finished(std::uint64_t step);
   bool take_results();
   void check_deadline() const;
   void publish_status();
@@ -83,7 +90,13 @@ class Cell {
   const CellCallbacks callbacks_;
   Scheduler scheduler_;
   std::vector<RequestId> live_;  // ids submitted and not yet finished, to end them at shutdown
-  std::vector<std::pair<std::uint64_t, std::chrono::steady_clock::time_point>> sent_;  // step, when
+  struct Sent {
+    std::uint64_t step = 0;
+    std::chrono::steady_clock::time_point when;
+    std::uint64_t tokens = 0;
+  };
+  std::vector<Sent> sent_;
+  Telemetry telemetry_;
   std::chrono::steady_clock::time_point last_progress_;
 
   mutable std::mutex mutex_;

@@ -62,6 +62,8 @@ struct CellInfo {
   std::uint64_t kv_tokens = 0;      // all lanes
   std::uint32_t stages = 0;
   std::uint32_t lanes = 0;
+  std::uint32_t block_tokens = 0;  // of the KV cache
+  std::string kv_dtype;            // its number format
 
   bool operator==(const CellInfo&) const = default;
 };
@@ -79,6 +81,57 @@ struct CellStatus {
   bool draining = false;
 
   bool operator==(const CellStatus&) const = default;
+};
+
+// Observations sorted into buckets: counts[i] of those at most bounds[i] of the metric catalogue's
+// list and above bounds[i - 1]; the last one of those above all bounds.
+struct BucketCounts {
+  std::vector<std::uint64_t> counts;
+  double sum = 0;
+
+  bool operator==(const BucketCounts&) const = default;
+};
+
+// What a cell has measured since its start, for metrics; sent to gateways now and then. All times
+// and counts only grow, but for the two ratios.
+struct CellTelemetry {
+  struct StartPhase {
+    std::string name;
+    float seconds = 0;
+    bool operator==(const StartPhase&) const = default;
+  };
+  struct Worker {
+    std::uint32_t stage = 0;
+    std::uint32_t lane = 0;
+    std::uint64_t step_ns = 0;
+    std::uint64_t exchange_ns = 0;
+    std::uint64_t pipeline_wait_ns = 0;
+    bool operator==(const Worker&) const = default;
+  };
+  struct ExpertLoad {
+    std::uint32_t layer = 0;
+    std::uint32_t lane = 0;
+    std::uint64_t rows = 0;
+    bool operator==(const ExpertLoad&) const = default;
+  };
+  // Of the layer's latest rows; 1 is even.
+  struct Imbalance {
+    std::uint32_t layer = 0;
+    float experts = 1;  // busiest expert over the average one
+    float lanes = 1;    // busiest lane over the average one
+    bool operator==(const Imbalance&) const = default;
+  };
+
+  std::vector<StartPhase> start_phases;  // in the order in which they happened
+  std::uint64_t busy_ns = 0;             // with a step under way
+  float pipeline_bubble = 0;    // of the workers' time while busy, the share without work, lately
+  BucketCounts step_seconds;    // from sending a plan to its last result
+  BucketCounts step_tokens;     // all lanes together
+  std::vector<Worker> workers;  // by (stage, lane)
+  std::vector<ExpertLoad> expert_load;  // by (layer, lane)
+  std::vector<Imbalance> imbalance;     // by layer
+
+  bool operator==(const CellTelemetry&) const = default;
 };
 
 }  // namespace millrace

@@ -9,11 +9,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
-#include <filesystem>
 
 #include "config/check.h"
 #include "coordinator/process_group.h"
+#include "coordinator/scratch_folder.h"
 #include "coordinator/status_line.h"
 
 namespace millrace {
@@ -26,13 +25,7 @@ using std::chrono::milliseconds;
 // A cell that has been ready for so long did not fail because of its start.
 constexpr milliseconds kSettled{60'000};
 constexpr milliseconds kTick{100};
-
-std::string make_scratch() {
-  const bool shm = std::filesystem::is_directory("/dev/shm");
-  std::string path = std::string(shm ? "/dev/shm" : "/tmp") + "/millrace-cell-XXXXXX";
-  if (mkdtemp(path.data()) == nullptr) return "";
-  return path;
-}
+constexpr std::string_view kScratchPrefix = "millrace-cell-";
 
 // Epochs grow across restarts of the supervisor too: they start from the clock.
 std::uint64_t next_epoch(std::uint64_t last) {
@@ -101,8 +94,9 @@ bool Supervisor::pause(milliseconds time) {
 
 void Supervisor::run() {
   milliseconds backoff = options_.backoff_min;
+  ScratchFolder::remove_orphans(kScratchPrefix);
   while (!stopping_) {
-    const std::string scratch = make_scratch();
+    Result<ScratchFolder> scratch = ScratchFolder::make(kScratchPrefix);
     const std::uint64_t epoch = next_epoch(status().epoch);
     {
       const std::lock_guard lock(mutex_);
@@ -110,9 +104,9 @@ void Supervisor::run() {
       status_.loaded = 0;
     }
     set_phase(CellPhase::kStarting);
-    std::string why = "no scratch folder could be made in /dev/shm or /tmp";
-    if (!scratch.empty()) {
-      Result<ProcessGroup> group = ProcessGroup::start(options_.command(epoch, scratch));
+    std::string why = scratch ? "" : scratch.error().to_string();
+    if (scratch) {
+      Result<ProcessGroup> group = ProcessGroup::start(options_.command(epoch, scratch->path()));
       if (group) {
         Child child{std::move(*group)};
         why = watch(child);
@@ -123,8 +117,7 @@ void Supervisor::run() {
       } else {
         why = group.error().to_string();
       }
-      std::error_code ignored;
-      std::filesystem::remove_all(scratch, ignored);
+      scratch->remove();
     }
     if (stopping_) break;
     spdlog::error("cell {}: {}; starting again in {} ms", options_.name, why, backoff.count());

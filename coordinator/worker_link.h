@@ -19,6 +19,9 @@ class WorkerLink {
 
   // The next result of any lane of the last stage, waiting up to `timeout`.
   virtual std::optional<StepResult> receive(std::chrono::microseconds timeout) = 0;
+
+  // A worker's report that has arrived; does not wait.
+  virtual std::optional<WorkerReport> worker_report() = 0;
 };
 
 }  // namespace millrace

@@ -17,9 +17,6 @@ namespace millrace {
 
 enum class MetricType : std::uint8_t { kCounter, kGauge, kHistogram };
 
-// The process that fills a metric. One that runs both (an embedded cell) exports both.
-enum class MetricSource : std::uint8_t { kGateway, kCell };
-
 struct MetricLabel {
   std::string_view name;
   std::span<const std::string_view>
@@ -67,13 +64,23 @@ enum class Metric : std::uint8_t {
   kCellLosses,
   kCellHeartbeatAge,
   kCellSteps,
+  // Ours: inside cells
+  kStepTime,
+  kCellBusy,
+  kPipelineBubble,
+  kWorkerStepTime,
+  kWorkerExchangeTime,
+  kWorkerPipelineWait,
+  kExpertRows,
+  kExpertImbalance,
+  kLaneImbalance,
+  kStartPhase,
   kCount,
 };
 
 struct MetricDesc {
   Metric id;
   MetricType type;
-  MetricSource source;
   std::string_view name;  // as exported
   std::string_view unit;  // "s", "tokens", "1" for counts and flags, "ratio" for 0..1
   std::string_view help;
@@ -95,6 +102,8 @@ inline constexpr double kLatencyBuckets[] = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,  
                                              30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 inline constexpr double kTokenCountBuckets[] = {1,   2,    5,    10,   20,    50,    100,   200,
                                                 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
+inline constexpr double kStepBuckets[] = {.0005, .001, .002, .003, .005, .0075, .01, .015, .02, .03,
+                                          .05,   .075, .1,   .15,  .25,  .5,    1,   2.5,  5,   10};
 inline constexpr double kChoiceBuckets[] = {1, 2, 5, 10, 20};
 inline constexpr double kIterationBuckets[] = {1,   8,    16,   32,   64,   128,  256,
                                                512, 1024, 2048, 4096, 8192, 16384};
@@ -116,9 +125,11 @@ inline constexpr MetricLabel kDrop[] = {{"reason", kDrops}};
 inline constexpr std::string_view kStates[] = {"joining", "healthy", "suspect", "draining"};
 inline constexpr MetricLabel kState[] = {{"state", kStates}};
 inline constexpr MetricLabel kCell[] = {{"cell", {}}};
+inline constexpr MetricLabel kWorker[] = {{"cell", {}}, {"stage", {}}, {"lane", {}}};
+inline constexpr MetricLabel kLayer[] = {{"cell", {}}, {"layer", {}}};
+inline constexpr MetricLabel kLayerLane[] = {{"cell", {}}, {"layer", {}}, {"lane", {}}};
+inline constexpr MetricLabel kPhase[] = {{"cell", {}}, {"phase", {}}};
 
-constexpr auto kG = MetricSource::kGateway;
-constexpr auto kC = MetricSource::kCell;
 constexpr auto kCtr = MetricType::kCounter;
 constexpr auto kGau = MetricType::kGauge;
 constexpr auto kHis = MetricType::kHistogram;
@@ -129,79 +140,105 @@ constexpr auto kHis = MetricType::kHistogram;
 inline constexpr auto kCatalogue = [] {
   using namespace catalogue_detail;  // NOLINT: the list reads as a table
   return std::array<MetricDesc, static_cast<std::size_t>(Metric::kCount)>{{
-    {Metric::kRequestsRunning, kGau, kG, "vllm:num_requests_running", "1",
+    {Metric::kRequestsRunning, kGau, "vllm:num_requests_running", "1",
      "Sequences a cell works on now, all cells together.", {}, {}},
-    {Metric::kRequestsWaiting, kGau, kG, "vllm:num_requests_waiting", "1",
+    {Metric::kRequestsWaiting, kGau, "vllm:num_requests_waiting", "1",
      "Sequences accepted and not yet worked on: in the gateway's queue or waiting in a cell.",
       {}, {}},
-    {Metric::kKvCacheUsage, kGau, kG, "vllm:kv_cache_usage_perc", "ratio",
+    {Metric::kKvCacheUsage, kGau, "vllm:kv_cache_usage_perc", "ratio",
      "Used share of the KV cache over all cells, 0 to 1.", {}, {}},
-    {Metric::kCacheConfigInfo, kGau, kC, "vllm:cache_config_info", "1",
+    {Metric::kCacheConfigInfo, kGau, "vllm:cache_config_info", "1",
      "Always 1; the KV cache's shape stands in the labels.", kCacheConfig, {}},
-    {Metric::kPromptTokens, kCtr, kG, "vllm:prompt_tokens_total", "tokens",
+    {Metric::kPromptTokens, kCtr, "vllm:prompt_tokens_total", "tokens",
      "Prompt tokens of sequences whose first token has arrived.", {}, {}},
-    {Metric::kGenerationTokens, kCtr, kG, "vllm:generation_tokens_total", "tokens",
+    {Metric::kGenerationTokens, kCtr, "vllm:generation_tokens_total", "tokens",
      "Generated tokens passed on to streams, each counted once.", {}, {}},
-    {Metric::kRequestSuccess, kCtr, kG, "vllm:request_success_total", "1",
+    {Metric::kRequestSuccess, kCtr, "vllm:request_success_total", "1",
      "Sequences that ended, by reason: abort is a cancellation, error an explicit error event.",
      kFinishedReason, {}},
-    {Metric::kPreemptions, kCtr, kG, "vllm:num_preemptions_total", "1",
+    {Metric::kPreemptions, kCtr, "vllm:num_preemptions_total", "1",
      "Preemptions reported by the cells.", {}, {}},
-    {Metric::kTimeToFirstToken, kHis, kG, "vllm:time_to_first_token_seconds", "s",
+    {Metric::kTimeToFirstToken, kHis, "vllm:time_to_first_token_seconds", "s",
      "From admission to the first token of a sequence.", {}, kFirstTokenBuckets},
-    {Metric::kInterTokenLatency, kHis, kG, "vllm:inter_token_latency_seconds", "s",
+    {Metric::kInterTokenLatency, kHis, "vllm:inter_token_latency_seconds", "s",
      "Between two consecutive tokens of a sequence.", {}, kInterTokenBuckets},
-    {Metric::kTimePerOutputToken, kHis, kG, "vllm:request_time_per_output_token_seconds", "s",
+    {Metric::kTimePerOutputToken, kHis, "vllm:request_time_per_output_token_seconds", "s",
      "Mean gap between the tokens of a finished sequence of two tokens or more.",
       {}, kInterTokenBuckets},
-    {Metric::kRequestLatency, kHis, kG, "vllm:e2e_request_latency_seconds", "s",
+    {Metric::kRequestLatency, kHis, "vllm:e2e_request_latency_seconds", "s",
      "From admission to the last token of a finished sequence.", {}, kLatencyBuckets},
-    {Metric::kQueueTime, kHis, kG, "vllm:request_queue_time_seconds", "s",
+    {Metric::kQueueTime, kHis, "vllm:request_queue_time_seconds", "s",
      "From admission to the hand-over to a cell.", {}, kLatencyBuckets},
-    {Metric::kDecodeTime, kHis, kG, "vllm:request_decode_time_seconds", "s",
+    {Metric::kDecodeTime, kHis, "vllm:request_decode_time_seconds", "s",
      "From the first to the last token of a finished sequence.", {}, kLatencyBuckets},
-    {Metric::kRequestPromptTokens, kHis, kG, "vllm:request_prompt_tokens", "tokens",
+    {Metric::kRequestPromptTokens, kHis, "vllm:request_prompt_tokens", "tokens",
      "Prompt length of finished sequences.", {}, kTokenCountBuckets},
-    {Metric::kRequestGenerationTokens, kHis, kG, "vllm:request_generation_tokens", "tokens",
+    {Metric::kRequestGenerationTokens, kHis, "vllm:request_generation_tokens", "tokens",
      "Generated tokens of finished sequences.", {}, kTokenCountBuckets},
-    {Metric::kRequestParamsN, kHis, kG, "vllm:request_params_n", "1",
+    {Metric::kRequestParamsN, kHis, "vllm:request_params_n", "1",
      "Choices asked for by admitted requests.", {}, kChoiceBuckets},
-    {Metric::kRequestParamsMaxTokens, kHis, kG, "vllm:request_params_max_tokens", "tokens",
+    {Metric::kRequestParamsMaxTokens, kHis, "vllm:request_params_max_tokens", "tokens",
      "Token limit of admitted requests.", {}, kTokenCountBuckets},
-    {Metric::kIterationTokens, kHis, kC, "vllm:iteration_tokens_total", "tokens",
+    {Metric::kIterationTokens, kHis, "vllm:iteration_tokens_total", "tokens",
      "Tokens of a step, prefill and decode together.", {}, kIterationBuckets},
 
-    {Metric::kBuildInfo, kGau, kG, "millrace_build_info", "1",
+    {Metric::kBuildInfo, kGau, "millrace_build_info", "1",
      "Always 1; version and backend stand in the labels.", kBuild, {}},
-    {Metric::kReady, kGau, kG, "millrace_ready", "1",
+    {Metric::kReady, kGau, "millrace_ready", "1",
      "1 while new requests are accepted.", {}, {}},
-    {Metric::kDraining, kGau, kG, "millrace_draining", "1",
+    {Metric::kDraining, kGau, "millrace_draining", "1",
      "1 from the order to drain on.", {}, {}},
-    {Metric::kHttpRequests, kCtr, kG, "millrace_http_requests_total", "1",
+    {Metric::kHttpRequests, kCtr, "millrace_http_requests_total", "1",
      "HTTP requests answered, by route and status.", kRouteStatus, {}},
-    {Metric::kAdmissionRejections, kCtr, kG, "millrace_admission_rejections_total", "1",
+    {Metric::kAdmissionRejections, kCtr, "millrace_admission_rejections_total", "1",
      "Requests refused before any work, by the limit or state that refused them.", kRejection, {}},
-    {Metric::kSequencesFailed, kCtr, kG, "millrace_sequences_failed_total", "1",
+    {Metric::kSequencesFailed, kCtr, "millrace_sequences_failed_total", "1",
      "Admitted sequences that ended in an explicit error, by cause.", kFailure, {}},
-    {Metric::kQueuedPromptTokens, kGau, kG, "millrace_queued_prompt_tokens", "tokens",
+    {Metric::kQueuedPromptTokens, kGau, "millrace_queued_prompt_tokens", "tokens",
      "Prompt tokens in the gateway's queue.", {}, {}},
-    {Metric::kMessagesDropped, kCtr, kG, "millrace_messages_dropped_total", "1",
+    {Metric::kMessagesDropped, kCtr, "millrace_messages_dropped_total", "1",
      "Messages from cells that were dropped: of an old epoch, repeated, or for an ended sequence.",
      kDrop, {}},
-    {Metric::kCellsReady, kGau, kG, "millrace_cells_ready", "1",
+    {Metric::kCellsReady, kGau, "millrace_cells_ready", "1",
      "Connected cells that take new work.", {}, {}},
-    {Metric::kCells, kGau, kG, "millrace_cells", "1",
+    {Metric::kCells, kGau, "millrace_cells", "1",
      "Connected cells by state.", kState, {}},
-    {Metric::kCellEpoch, kGau, kG, "millrace_cell_epoch", "1",
+    {Metric::kCellEpoch, kGau, "millrace_cell_epoch", "1",
      "Epoch of a cell: grows with each of its starts.", kCell, {}},
-    {Metric::kCellRestarts, kCtr, kG, "millrace_cell_restarts_total", "1",
+    {Metric::kCellRestarts, kCtr, "millrace_cell_restarts_total", "1",
      "Times a cell came back with a higher epoch.", kCell, {}},
-    {Metric::kCellLosses, kCtr, kG, "millrace_cell_losses_total", "1",
+    {Metric::kCellLosses, kCtr, "millrace_cell_losses_total", "1",
      "Times a cell went away without a Goodbye.", kCell, {}},
-    {Metric::kCellHeartbeatAge, kGau, kG, "millrace_cell_heartbeat_age_seconds", "s",
+    {Metric::kCellHeartbeatAge, kGau, "millrace_cell_heartbeat_age_seconds", "s",
      "Time since anything was heard of a cell.", kCell, {}},
-    {Metric::kCellSteps, kCtr, kG, "millrace_cell_steps_total", "1",
+    {Metric::kCellSteps, kCtr, "millrace_cell_steps_total", "1",
      "Steps a cell has finished, as its heartbeats report.", kCell, {}},
+
+    {Metric::kStepTime, kHis, "millrace_step_seconds", "s",
+     "From sending a step's plan to its last result.", kCell, kStepBuckets},
+    {Metric::kCellBusy, kCtr, "millrace_cell_busy_seconds_total", "s",
+     "Time with a step under way.", kCell, {}},
+    {Metric::kPipelineBubble, kGau, "millrace_pipeline_bubble_ratio", "ratio",
+     "Of the workers' time while their cell is busy, the share without work, over some 5 seconds.",
+     kCell, {}},
+    {Metric::kWorkerStepTime, kCtr, "millrace_worker_step_seconds_total", "s",
+     "Time a worker spent in steps, waits for other ranks included.", kWorker, {}},
+    {Metric::kWorkerExchangeTime, kCtr, "millrace_worker_exchange_seconds_total", "s",
+     "Time a worker spent taking tokens to experts and back (all-to-all), slower lanes included.",
+     kWorker, {}},
+    {Metric::kWorkerPipelineWait, kCtr, "millrace_worker_pipeline_wait_seconds_total", "s",
+     "Time a worker waited inside a step for the pipeline stage before it.", kWorker, {}},
+    {Metric::kExpertRows, kCtr, "millrace_expert_rows_total", "1",
+     "(token, expert) pairs that a layer's experts have run, by the lane that holds them.",
+     kLayerLane, {}},
+    {Metric::kExpertImbalance, kGau, "millrace_expert_imbalance_ratio", "1",
+     "Rows of a layer's busiest expert over the average one, over some 5 seconds; 1 is even.",
+     kLayer, {}},
+    {Metric::kLaneImbalance, kGau, "millrace_lane_imbalance_ratio", "1",
+     "Rows of a layer's busiest lane over the average one, over some 5 seconds; 1 is even.",
+     kLayer, {}},
+    {Metric::kStartPhase, kGau, "millrace_cell_start_phase_seconds", "s",
+     "How long each phase of a cell's last start took.", kPhase, {}},
   }};
 }();
 // clang-format on

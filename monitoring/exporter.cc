@@ -35,10 +35,6 @@ AnyFamily build_family(Builder builder, const MetricDesc& d, const ExporterConfi
               .Register(registry);
 }
 
-bool exported(const MetricDesc& d, const ExporterConfig& config) {
-  return d.source == MetricSource::kGateway ? config.gateway : config.cell;
-}
-
 // A name filter names a metric, or one of the series of a histogram.
 bool matches(const std::string& filter, const prometheus::MetricFamily& family) {
   if (filter == family.name) return true;
@@ -79,6 +75,12 @@ double Gauge::value() const { return gauge_ == nullptr ? 0 : gauge_->Value(); }
 
 void Histogram::observe(double v) const {
   if (histogram_ != nullptr) histogram_->Observe(v);
+}
+
+void Histogram::add(std::span<const std::uint64_t> counts, double sum) const {
+  if (histogram_ == nullptr) return;
+  std::vector<double> increments(counts.begin(), counts.end());
+  histogram_->ObserveMultiple(increments, sum);
 }
 
 struct Exporter::Impl {
@@ -135,7 +137,6 @@ struct Exporter::Impl {
 
 Exporter::Exporter(ExporterConfig config) : impl_(std::make_unique<Impl>()) {
   for (const MetricDesc& d : kCatalogue) {
-    if (!exported(d, config)) continue;
     impl_->add_family(d, config);
     for (const Values& values : known_series(d)) {
       switch (d.type) {

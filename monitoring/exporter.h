@@ -53,6 +53,9 @@ class Histogram {
  public:
   Histogram() = default;
   void observe(double v) const;
+  // Many observations at once: counts[i] between bounds i - 1 and i of the catalogue, and one count
+  // above all bounds; `sum` of their values.
+  void add(std::span<const std::uint64_t> counts, double sum) const;
 
  private:
   friend class Exporter;
@@ -63,8 +66,6 @@ class Histogram {
 struct ExporterConfig {
   std::string model_name;    // label of every vllm: metric
   std::string engine = "0";  // likewise; one per gateway, since cells are summed
-  bool gateway = true;       // export what a gateway fills
-  bool cell = false;         // export what a cell fills
 };
 
 class Exporter {
@@ -74,10 +75,10 @@ class Exporter {
   Exporter(const Exporter&) = delete;
   Exporter& operator=(const Exporter&) = delete;
 
-  // A metric of the other side (MetricSource) gives a handle that swallows. Label values beyond
-  // kMaxSeries distinct combinations share one series whose open labels say "other", so that nobody
-  // outside can grow the registry without limit.
-  static constexpr std::size_t kMaxSeries = 256;
+  // Label values beyond kMaxSeries distinct combinations share one series whose open labels say
+  // "other", so that nobody outside can grow the registry without limit. Room for 38 layers x 8
+  // lanes x 8 cells.
+  static constexpr std::size_t kMaxSeries = 4096;
 
   template <Metric M, class... V>
   Counter counter(const V&... values) {

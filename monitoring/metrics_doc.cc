@@ -47,14 +47,12 @@ std::string metrics_markdown() {
       "Written from `monitoring/catalogue.h`; run the monitoring tests with "
       "`MILLRACE_UPDATE_DOCS=1` after a change there.\n\n"
       "Names under `vllm:` are vLLM's, with its meaning and its labels `model_name` and `engine`; "
-      "there is one series per\nlogical value, all cells together. Source says which process "
-      "exports "
-      "a metric; `millrace serve` is both.\n\n"
-      "| name | type | unit | source | labels | meaning |\n|---|---|---|---|---|---|\n";
+      "there is one series per\nlogical value, all cells together. The gateway exports all "
+      "of them; what happens inside\ncells reaches it with their heartbeats.\n\n"
+      "| name | type | unit | labels | meaning |\n|---|---|---|---|---|\n";
   for (const MetricDesc& d : kCatalogue) {
-    out +=
-        fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", d.name, type_name(d.type), d.unit,
-                    d.source == MetricSource::kGateway ? "gateway" : "cell", labels_of(d), d.help);
+    out += fmt::format("| `{}` | {} | {} | {} | {} |\n", d.name, type_name(d.type), d.unit,
+                       labels_of(d), d.help);
   }
   out += "\n## Buckets\n\n| name | upper bounds |\n|---|---|\n";
   for (const MetricDesc& d : kCatalogue) {

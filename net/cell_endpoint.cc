@@ -260,6 +260,11 @@ asio::awaitable<void> CellEndpoint::Impl::beat(std::shared_ptr<FrameConnection> 
     bytes.clear();
     encode(callbacks.status(), bytes);
     if (!connection->send(MessageKind::kHeartbeat, info.epoch, bytes)) co_return;
+    if (callbacks.telemetry) {
+      bytes.clear();
+      encode(callbacks.telemetry(), bytes);
+      if (!connection->send(MessageKind::kTelemetry, info.epoch, bytes)) co_return;
+    }
     boost::system::error_code ec;
     timer.expires_after(interval);
     co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ec));

@@ -42,6 +42,7 @@ struct CellEndpointCallbacks {
   std::function<void()> drain;
   // Must be thread-safe; called on the io thread at each heartbeat.
   std::function<CellStatus()> status;
+  std::function<CellTelemetry()> telemetry;  // likewise; may be empty
 };
 
 struct CellEndpointStats {

@@ -297,6 +297,12 @@ Result<void> CellLinks::Impl::handle(Session& session, const Frame& frame) {
       on_heartbeat(session, status);
       return {};
     }
+    case MessageKind::kTelemetry: {
+      CellTelemetry telemetry;
+      if (auto ok = decode(frame.payload, telemetry); !ok) return ok;
+      observer->on_telemetry(session.self, telemetry);
+      return {};
+    }
     case MessageKind::kGoodbye: {
       Notice notice;
       if (auto ok = decode(frame.payload, notice); !ok) return ok;

@@ -63,6 +63,7 @@ class CellObserver {
   virtual void on_cell_joined(const CellInfo& info) = 0;
   virtual void on_tokens(const Assignment& from, std::span<TokenEvent> events) = 0;
   virtual void on_prompt_logprobs(const Assignment& from, PromptLogprobsEvent event) = 0;
+  virtual void on_telemetry(const Assignment& from, const CellTelemetry& telemetry) = 0;
   // After a heartbeat or a change of state.
   virtual void on_cell_changed(const CellView& cell) = 0;
   // Its session is over; whatever ran there is lost. `expected` after a Goodbye, a replacement by a

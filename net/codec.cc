@@ -69,6 +69,8 @@ void encode(const Hello& v, Bytes& out) {
   w.u64(v.info.kv_tokens);
   w.u32(v.info.stages);
   w.u32(v.info.lanes);
+  w.u32(v.info.block_tokens);
+  w.string(v.info.kv_dtype);
   w.string(v.secret);
 }
 
@@ -82,6 +84,8 @@ Result<void> decode(ByteView in, Hello& out) {
   out.info.kv_tokens = r.u64("kv_tokens");
   out.info.stages = r.u32("stages");
   out.info.lanes = r.u32("lanes");
+  out.info.block_tokens = r.u32("block_tokens");
+  r.string("kv_dtype", out.info.kv_dtype);
   r.string("secret", out.secret);
   return r.finish("Hello");
 }

@@ -51,6 +51,7 @@ void encode(const SequenceRequest& v, Bytes& out);
 void encode(std::span<const TokenEvent> v, Bytes& out);
 void encode(const PromptLogprobsEvent& v, Bytes& out);
 void encode(const CellStatus& v, Bytes& out);
+void encode(const CellTelemetry& v, Bytes& out);
 
 Result<void> decode(ByteView in, Hello& out);
 Result<void> decode(ByteView in, Welcome& out);
@@ -60,5 +61,6 @@ Result<void> decode(ByteView in, SequenceRequest& out);
 Result<void> decode(ByteView in, std::vector<TokenEvent>& out);
 Result<void> decode(ByteView in, PromptLogprobsEvent& out);
 Result<void> decode(ByteView in, CellStatus& out);
+Result<void> decode(ByteView in, CellTelemetry& out);
 
 }  // namespace millrace::net

@@ -63,6 +63,8 @@ std::string_view to_string(MessageKind kind) {
       return "Drain";
     case MessageKind::kGoodbye:
       return "Goodbye";
+    case MessageKind::kTelemetry:
+      return "Telemetry";
   }
   return "unknown";
 }

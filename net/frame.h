@@ -23,7 +23,7 @@
 namespace millrace::net {
 
 inline constexpr std::uint32_t kFrameMagic = 0x3146524D;  // "MRF1"
-inline constexpr std::uint8_t kFrameVersion = 1;
+inline constexpr std::uint8_t kFrameVersion = 2;
 inline constexpr std::size_t kFrameHeaderBytes = 24;
 
 enum class MessageKind : std::uint16_t {
@@ -38,8 +38,9 @@ enum class MessageKind : std::uint16_t {
   kHeartbeatAck,    // gateway -> cell: empty; shows the cell that its gateway lives
   kDrain,           // gateway -> cell: empty
   kGoodbye,         // either way: Notice
+  kTelemetry,       // cell -> gateway, after a heartbeat: CellTelemetry
 };
-inline constexpr std::uint16_t kLastMessageKind = static_cast<std::uint16_t>(MessageKind::kGoodbye);
+inline constexpr auto kLastMessageKind = static_cast<std::uint16_t>(MessageKind::kTelemetry);
 std::string_view to_string(MessageKind kind);
 
 struct FrameLimits {

@@ -55,6 +55,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   void on_cell_joined(const CellInfo& info) override;
   void on_tokens(const Assignment& from, std::span<TokenEvent> events) override;
   void on_prompt_logprobs(const Assignment& from, PromptLogprobsEvent event) override;
+  void on_telemetry(const Assignment& from, const CellTelemetry& telemetry) override;
   void on_cell_changed(const CellView& view) override;
   void on_cell_gone(const Assignment& cell, const std::string& reason, bool expected) override;
 
@@ -75,6 +76,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     CellView view;
     bool connected = false;
     std::uint32_t assigned = 0;  // sequences handed over and not finished
+    CellTelemetry telemetry;     // as last exported
     Gauge heartbeat_age;
     Counter steps, restarts, losses;
   };

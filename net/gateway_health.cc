@@ -32,10 +32,15 @@ void GatewayCore::on_cell_joined(const CellInfo& info) {
     cell.losses = e->counter<Metric::kCellLosses>(info.cell_id);
     cell.heartbeat_age = e->gauge<Metric::kCellHeartbeatAge>(info.cell_id);
     e->gauge<Metric::kCellEpoch>(info.cell_id).set(static_cast<double>(info.epoch));
+    const std::uint64_t blocks = info.block_tokens == 0 ? 0 : info.kv_tokens / info.block_tokens;
+    e->gauge<Metric::kCacheConfigInfo>(std::to_string(info.block_tokens), std::to_string(blocks),
+                                       info.kv_dtype)
+        .set(1);
   }
   if (cell.at.epoch != info.epoch) {
     if (cell.at.epoch != 0) cell.restarts.add();
     cell.view.status = {};  // a new process counts from zero
+    cell.telemetry = {};
   }
   cell.at = {info.cell_id, info.epoch};
   cell.view.info = info;

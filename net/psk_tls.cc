@@ -151,4 +151,9 @@ bool PskTls::proven(SSL* ssl) {
   return SSL_version(ssl) == TLS1_3_VERSION && SSL_session_reused(ssl) == 1;
 }
 
+Result<std::string> read_optional_secret(const std::string& path, const std::string& field) {
+  if (path.empty()) return std::string();
+  return read_secret_file(path, field);
+}
+
 }  // namespace millrace::net

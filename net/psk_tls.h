@@ -19,6 +19,9 @@ inline constexpr std::size_t kMinSecretBytes = 32;
 // the user (or root) and give nobody else a right. `field` names the file in errors.
 Result<std::string> read_secret_file(const std::string& path, const std::string& field);
 
+// The same where a secret is optional: an empty path is no secret.
+Result<std::string> read_optional_secret(const std::string& path, const std::string& field);
+
 enum class TlsRole { kServer, kClient };
 
 // A context for one role; streams made from it must not outlive it.

@@ -38,8 +38,9 @@ void lfm2_layers(const StepContext& step, const ModelWeights& weights, const Sta
     }
     ++(layer.conv ? conv_index : attention_index);
     if (layer.moe) {
-      moe_block(step, state.moe[moe_index++], *exchange,
+      moe_block(step, state.moe[moe_index], moe_index, *exchange,
                 placement.layer(layer.layer - m.num_dense_layers));
+      ++moe_index;
     } else if (t > 0) {
       dense_ffn(step, *layer.dense);
     }

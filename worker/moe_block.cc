@@ -1,5 +1,7 @@
 #include "worker/moe_block.h"
 
+#include "worker/stopwatch.h"
+
 namespace millrace {
 
 namespace {
@@ -44,6 +46,12 @@ void run_experts(const StepContext& step, const MoeLayer& layer,
   step.ops.grouped_gemm(step.run, gemm);
 }
 
+void count_rows(std::span<const std::int64_t> offsets, std::span<std::uint64_t> rows) {
+  for (std::size_t slot = 0; slot < rows.size(); ++slot) {
+    rows[slot] += static_cast<std::uint64_t>(offsets[slot + 1] - offsets[slot]);
+  }
+}
+
 }  // namespace
 
 MoeLayer::MoeLayer(const MoeWeights& moe) : weights(moe) {
@@ -54,15 +62,20 @@ MoeLayer::MoeLayer(const MoeWeights& moe) : weights(moe) {
   }
 }
 
-void moe_block(const StepContext& step, const MoeLayer& layer, const MoeExchange& moe,
-               std::span<const parallel::ExpertHome> homes) {
+void moe_block(const StepContext& step, const MoeLayer& layer, std::size_t index,
+               const MoeExchange& moe, std::span<const parallel::ExpertHome> homes) {
   const std::int64_t t = step.tokens();
   if (t > 0) route(step, layer.weights);
+  Stopwatch watch;
   const auto received = moe.exchange.dispatch(moe.path, homes, step.normed(),
                                               step.act.expert_ids.view(t), moe.bucket);
+  moe.exchange_ns += watch.lap_ns();
+  count_rows(received.offsets, moe.expert_rows.subspan(index * layer.w1.size(), layer.w1.size()));
   if (received.rows() > 0) run_experts(step, layer, received);
+  watch.lap_ns();
   moe.exchange.combine(step.run, step.act.expert_out.view(received.rows()),
                        step.act.expert_weights.view(t), kernels::Accumulate::kAdd, step.hidden());
+  moe.exchange_ns += watch.lap_ns();
 }
 
 }  // namespace millrace

@@ -16,6 +16,8 @@ struct MoeExchange {
   parallel::ExpertExchange& exchange;
   parallel::DispatchPath path;
   std::int64_t bucket;
+  std::uint64_t& exchange_ns;            // grows by the time spent in the exchange
+  std::span<std::uint64_t> expert_rows;  // [MoE layers of the stage x slots]: grow by the rows run
 };
 
 // The weights of one MoE layer, its experts' matrices side by side as the grouped GEMM takes them.
@@ -27,8 +29,8 @@ struct MoeLayer {
 };
 
 // hidden += moe(normed). A collective of the stage: every lane calls it for every MoE layer, also
-// with no tokens. `homes` is the layer's placement, [E].
-void moe_block(const StepContext& step, const MoeLayer& layer, const MoeExchange& exchange,
-               std::span<const parallel::ExpertHome> homes);
+// with no tokens. `homes` is the layer's placement, [E]; `index` counts the stage's MoE layers.
+void moe_block(const StepContext& step, const MoeLayer& layer, std::size_t index,
+               const MoeExchange& exchange, std::span<const parallel::ExpertHome> homes);
 
 }  // namespace millrace

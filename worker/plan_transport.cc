@@ -13,6 +13,7 @@ namespace {
 constexpr int kPlanTag = 1;
 constexpr int kResultTag = 2;
 constexpr int kReportTag = 3;
+constexpr int kWorkerReportTag = 4;
 constexpr std::chrono::milliseconds kPoll{1000};
 
 std::span<const std::uint8_t> octets(const std::vector<std::byte>& bytes) {
@@ -64,6 +65,18 @@ const StepPlan& PlanReceiver::next() {
 void PlanReceiver::answer(const StepResult& result) {
   encode(result, out_);
   world_.post(0, kResultTag, bytes_of(out_));
+}
+
+void PlanReceiver::report(const WorkerReport& report) {
+  encode(report, out_);
+  world_.post(0, kWorkerReportTag, bytes_of(out_));
+}
+
+std::optional<WorkerReport> PlanSender::worker_report() {
+  if (!world_.try_recv(parallel::kAnyPeer, kWorkerReportTag, in_)) return std::nullopt;
+  WorkerReport report;
+  must(decode(octets(in_), report));
+  return report;
 }
 
 void PlanSender::send(const StepPlan& plan) {

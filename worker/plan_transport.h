@@ -36,6 +36,9 @@ class PlanReceiver {
   // until the next call. Throws CommError, and std::runtime_error for bytes that are no plan.
   const StepPlan& next();
   void answer(const StepResult& result);
+  // What the worker has done so far; a hint for metrics, so it may be called as rarely as one
+  // likes.
+  void report(const WorkerReport& report);
 
  private:
   parallel::Communicator& world_;
@@ -54,6 +57,8 @@ class PlanSender {
 
   void send(const StepPlan& plan);  // to every worker; buffered
   std::optional<StepResult> receive(std::chrono::microseconds timeout);
+  // A report that has arrived, of any worker; does not wait.
+  std::optional<WorkerReport> worker_report();
 
  private:
   parallel::Communicator& world_;

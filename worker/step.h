@@ -102,4 +102,21 @@ struct StepResult {
   bool operator==(const StepResult&) const = default;
 };
 
+// What a worker has done since it started. Later reports include earlier ones, so that it does no
+// harm when one is late. Sent now and then, by every worker.
+struct WorkerReport {
+  std::uint32_t stage = 0;
+  std::uint32_t lane = 0;
+  std::uint64_t steps = 0;        // with at least one token in some lane
+  std::uint64_t step_ns = 0;      // executing them, the waits below included
+  std::uint64_t exchange_ns = 0;  // taking tokens to experts and back, slower lanes' time included
+  std::uint64_t pipeline_wait_ns = 0;  // waiting for the stage before
+  std::uint32_t first_moe_layer = 0;   // number in the model of the stage's first MoE layer
+  std::uint32_t moe_layers = 0;
+  std::vector<std::uint64_t>
+      expert_rows;  // [moe_layers][slots]: rows that the expert in it has run
+
+  bool operator==(const WorkerReport&) const = default;
+};
+
 }  // namespace millrace

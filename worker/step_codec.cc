@@ -171,4 +171,37 @@ Result<void> decode(std::span<const std::uint8_t> bytes, StepResult& out) {
   return r.finish("StepResult");
 }
 
+void encode(const WorkerReport& report, std::vector<std::uint8_t>& out) {
+  out.clear();
+  WireWriter w(out);
+  w.u32(report.stage);
+  w.u32(report.lane);
+  w.u64(report.steps);
+  w.u64(report.step_ns);
+  w.u64(report.exchange_ns);
+  w.u64(report.pipeline_wait_ns);
+  w.u32(report.first_moe_layer);
+  w.u32(report.moe_layers);
+  w.count(report.expert_rows.size());
+  for (const std::uint64_t rows : report.expert_rows) w.u64(rows);
+}
+
+Result<void> decode(std::span<const std::uint8_t> bytes, WorkerReport& out) {
+  WireReader r(bytes);
+  out.stage = r.u32("report.stage");
+  out.lane = r.u32("report.lane");
+  out.steps = r.u64("report.steps");
+  out.step_ns = r.u64("report.step_ns");
+  out.exchange_ns = r.u64("report.exchange_ns");
+  out.pipeline_wait_ns = r.u64("report.pipeline_wait_ns");
+  out.first_moe_layer = r.u32("report.first_moe_layer");
+  out.moe_layers = r.u32("report.moe_layers");
+  out.expert_rows.resize(r.count("report.expert_rows", sizeof(std::uint64_t)));
+  for (std::uint64_t& rows : out.expert_rows) rows = r.u64("report.expert_rows");
+  const bool whole =
+      out.moe_layers == 0 ? out.expert_rows.empty() : out.expert_rows.size() % out.moe_layers == 0;
+  if (!whole) r.fail("report.expert_rows", "must hold as many counts for each layer");
+  return r.finish("WorkerReport");
+}
+
 }  // namespace millrace

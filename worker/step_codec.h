@@ -1,4 +1,5 @@
-// StepPlan and StepResult as bytes, for the road between the coordinator and its workers.
+// StepPlan, StepResult and WorkerReport as bytes, for the road between the coordinator and its
+// workers.
 //
 // encode() clears `out` and keeps its capacity; decode() fills an existing value and keeps the
 // capacity of every vector it can, so that a steady stream of steps settles without allocating.
@@ -20,5 +21,8 @@ Result<void> decode(std::span<const std::uint8_t> bytes, StepPlan& out);
 
 void encode(const StepResult& result, std::vector<std::uint8_t>& out);
 Result<void> decode(std::span<const std::uint8_t> bytes, StepResult& out);
+
+void encode(const WorkerReport& report, std::vector<std::uint8_t>& out);
+Result<void> decode(std::span<const std::uint8_t> bytes, WorkerReport& out);
 
 }  // namespace millrace

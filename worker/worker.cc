@@ -5,11 +5,15 @@
 
 #include "config/check.h"
 #include "worker/plan_transport.h"
+#include "worker/stopwatch.h"
 #include "worker/workspace.h"
 
 namespace millrace {
 
 namespace {
+
+// Often enough for metrics that are read every few seconds, rare enough to cost nothing.
+constexpr std::chrono::milliseconds kReportInterval{500};
 
 std::int64_t count_conv(const ModelWeights& weights) {
   return std::count_if(weights.layers.begin(), weights.layers.end(),
@@ -64,6 +68,15 @@ Worker::Worker(const WorkerOptions& options, const ModelConfig& model, const Mod
         std::make_unique<parallel::ExpertExchange>(*comms.stage, shape, options.kernels->combine);
     expert_rows = parallel::ExpertExchange::max_rows(shape);
   }
+  report_.stage = static_cast<std::uint32_t>(comms.position->stage);
+  report_.lane = static_cast<std::uint32_t>(comms.position->lane);
+  report_.moe_layers = static_cast<std::uint32_t>(moe_.size());
+  for (const LayerWeights& layer : weights.layers) {
+    if (!layer.moe) continue;
+    report_.first_moe_layer = static_cast<std::uint32_t>(layer.layer);
+    report_.expert_rows.resize(moe_.size() * layer.moe->experts.size());
+    break;
+  }
   act_ = std::make_unique<Activations>(model, options.limits.max_tokens, expert_rows, kLogitRows);
   if (last_stage()) {
     sampler_ = std::make_unique<Sampler>(options.limits.max_sequences, model.vocab_size);
@@ -77,11 +90,16 @@ bool Worker::last_stage() const { return comms_.grid.last_stage(*comms_.position
 
 void Worker::run() {
   PlanReceiver receiver(*comms_.world);
+  auto reported = std::chrono::steady_clock::now();
   while (true) {
     const StepPlan& plan = receiver.next();
     if (plan.shutdown) return;
     const StepResult& result = execute(plan);
     if (last_stage()) receiver.answer(result);
+    const auto now = std::chrono::steady_clock::now();
+    if (now - reported < kReportInterval) continue;
+    reported = now;
+    receiver.report(report_);
   }
 }
 
@@ -101,8 +119,10 @@ void Worker::take_input(const StepPlan& plan) {
     lfm2_embed(step, weights_.embed);
     return;
   }
+  Stopwatch watch;
   const std::span<const float> in =
       pipeline_.recv(plan.step, static_cast<std::size_t>(batch_.tokens()));
+  report_.pipeline_wait_ns += watch.lap_ns();
   std::copy(in.begin(), in.end(), step.hidden().data);
 }
 
@@ -121,7 +141,7 @@ MoeExchange Worker::exchange_for(const StepPlan& plan) {
         break;
     }
   }
-  return {*exchange_, path, plan.bucket};
+  return {*exchange_, path, plan.bucket, report_.exchange_ns, report_.expert_rows};
 }
 
 const StepResult& Worker::execute(const StepPlan& plan) {
@@ -129,6 +149,7 @@ const StepResult& Worker::execute(const StepPlan& plan) {
   if (lane >= plan.lanes.size() || plan.bucket > options_.limits.max_tokens) {
     throw std::runtime_error("step plan: wrong number of lanes, or a bucket above max_step_tokens");
   }
+  Stopwatch watch;
   batch_.load(plan.lanes[lane]);
   start_sequences(plan.lanes[lane]);
   const bool any = batch_.tokens() > 0;
@@ -153,6 +174,11 @@ const StepResult& Worker::execute(const StepPlan& plan) {
     const auto hidden = step.hidden();
     pipeline_.send(plan.step,
                    {hidden.data, static_cast<std::size_t>(hidden.rows() * hidden.cols())});
+  }
+  // A plan without tokens only asks whether the worker lives.
+  if (std::ranges::any_of(plan.lanes, [](const LanePlan& l) { return !l.chunks.empty(); })) {
+    ++report_.steps;
+    report_.step_ns += watch.lap_ns();
   }
   return result_;
 }

@@ -1,9 +1,5 @@
-// One worker: the rank at (stage, lane) of a cell. Executes step plans in order until the shutdown
-// plan.
-//
-// Owned by one thread, which does all its MPI or thread communication. What goes wrong is an
-// exception out of run(): the rank must then leave with a failure, so that the cell ends and is
-// started again.
+// One worker on the CPU: the rank at (stage, lane) of a cell. Executes step plans in order until the
+// shutdown plan.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +18,7 @@
 #include "worker/sampler.h"
 #include "worker/step.h"
 #include "worker/step_batch.h"
+#include "worker/step_executor.h"
 #include "worker/weights.h"
 
 namespace millrace {
@@ -34,20 +31,17 @@ struct WorkerOptions {
   bool all_gather = true;                         // reserve the buffers of that exchange path
 };
 
-class Worker {
+class Worker final : public StepExecutor {
  public:
   // `comms` and the memory behind `weights` must outlive the worker; `placement` is indexed by MoE
   // layer of the whole model. Allocates all buffers here.
   Worker(const WorkerOptions& options, const ModelConfig& model, const ModelWeights& weights,
          const parallel::ExpertPlacement& placement, parallel::CellComms& comms);
-  ~Worker();
+  ~Worker() override;
 
-  // Takes plans from the coordinator until one says shutdown.
-  void run();
-
-  // One step, without the road from and to the coordinator. The result is valid until the next call
-  // and empty unless this is the last stage. A collective of the cell's workers.
-  const StepResult& execute(const StepPlan& plan);
+  void run() override;
+  const StepResult& execute(const StepPlan& plan) override;
+  const WorkerReport& report() const override { return report_; }
 
  private:
   void start_sequences(const LanePlan& plan);
@@ -76,6 +70,7 @@ class Worker {
   std::unique_ptr<Activations> act_;
   std::unique_ptr<Sampler> sampler_;  // last stage only
   StepResult result_;
+  WorkerReport report_;
 };
 
 }  // namespace millrace

@@ -39,6 +39,12 @@ class ScriptedLink : public WorkerLink {
     return result;
   }
 
+  std::optional<WorkerReport> worker_report() override {
+    if (!report) return std::nullopt;
+    return std::exchange(report, std::nullopt);
+  }
+
+  std::optional<WorkerReport> report;  // the next one
   std::atomic<bool> hang = false;
   std::atomic<bool> fail = false;
   bool shutdown = false;

@@ -5,6 +5,8 @@
 #include <limits>
 #include <random>
 
+#include "monitoring/catalogue.h"
+
 namespace millrace::net {
 namespace {
 
@@ -44,9 +46,24 @@ std::vector<TokenEvent> sample_events() {
            .stop_token = true}};
 }
 
-const Hello kHello{{"cell-a", 9, "sha256:abc", 32768, 256, 1'000'000, 2, 4}, "secret"};
+const Hello kHello{{"cell-a", 9, "sha256:abc", 32768, 256, 1'000'000, 2, 4, 32, "bfloat16"}, "secret"};
 const PromptLogprobsEvent kPrompt{
     8, {{1, -1.0F}, {2, -2.0F}}, {{{1, -1.0F}}, {{3, -0.5F}, {2, -2.0F}}}};
+CellTelemetry sample_telemetry() {
+  CellTelemetry t;
+  t.start_phases = {{"plan", 0.5F}, {"load", 2.0F}};
+  t.busy_ns = 77;
+  t.pipeline_bubble = 0.25F;
+  t.step_seconds.counts.assign(describe(Metric::kStepTime).buckets.size() + 1, 3);
+  t.step_seconds.sum = 1.5;
+  t.step_tokens.counts.assign(describe(Metric::kIterationTokens).buckets.size() + 1, 4);
+  t.step_tokens.sum = 40;
+  t.workers = {{0, 0, 1, 2, 3}, {1, 1, 4, 5, 6}};
+  t.expert_load = {{2, 0, 100}, {2, 1, 90}};
+  t.imbalance = {{2, 1.5F, 1.05F}};
+  return t;
+}
+const CellTelemetry kTelemetry = sample_telemetry();
 const CellStatus kStatus{1, 2, 3, 4, 5, 6, 7, 8, true};
 
 // Round trip, then every truncation, then one byte more: only the whole message is accepted.
@@ -80,6 +97,7 @@ TEST(Codec, EveryMessageIsStrict) {
                                         sample_events());
   check_strict<PromptLogprobsEvent>(kPrompt, kPrompt);
   check_strict<CellStatus>(kStatus, kStatus);
+  check_strict<CellTelemetry>(kTelemetry, kTelemetry);
 }
 
 // Byte for byte by hand, so that a change of the format cannot pass unnoticed.
@@ -166,6 +184,7 @@ TEST(Codec, RandomDamageNeverCrashes) {
   corrupt<std::vector<TokenEvent>>(std::span<const TokenEvent>(sample_events()), 3);
   corrupt<PromptLogprobsEvent>(kPrompt, 4);
   corrupt<CellStatus>(kStatus, 5);
+  corrupt<CellTelemetry>(kTelemetry, 6);
 }
 
 TEST(Codec, RandomBytesNeverCrash) {

@@ -65,7 +65,8 @@ class ScriptedCell {
         {.submit = [this](SequenceRequest r) { return on_submit(std::move(r)); },
          .cancel = [this](RequestId id) { on_cancel(id); },
          .drain = [this] { drained = true; },
-         .status = [this] { return status(); }});
+         .status = [this] { return status(); },
+         .telemetry = [this] { return telemetry(); }});
     EXPECT_TRUE(made) << made.error().to_string();
     endpoint = std::move(*made);
     endpoint->start();
@@ -99,6 +100,10 @@ class ScriptedCell {
                    FinishReason finish = FinishReason::kNone) const {
     return {.id = r.id, .index = index, .token = {scripted_token(r, index), 0}, .finish = finish};
   }
+  void set_telemetry(CellTelemetry t) {
+    const std::lock_guard lock(mutex_);
+    telemetry_ = std::move(t);
+  }
   void set_status(CellStatus s) {
     const std::lock_guard lock(mutex_);
     fixed_status_ = s;
@@ -127,6 +132,13 @@ class ScriptedCell {
     const std::lock_guard lock(mutex_);
     cancelled_.push_back(id);
     live_.erase(id);
+  }
+  CellTelemetry telemetry() {
+    const std::lock_guard lock(mutex_);
+    CellTelemetry out = telemetry_;
+    out.step_seconds.counts.resize(describe(Metric::kStepTime).buckets.size() + 1);
+    out.step_tokens.counts.resize(describe(Metric::kIterationTokens).buckets.size() + 1);
+    return out;
   }
   CellStatus status() {
     const std::lock_guard lock(mutex_);
@@ -162,6 +174,7 @@ class ScriptedCell {
   std::map<RequestId, Live> live_;
   std::vector<RequestId> cancelled_;
   std::optional<CellStatus> fixed_status_;
+  CellTelemetry telemetry_;
   std::uint64_t steps_ = 0;
   std::atomic<bool> stopping_{false};
   std::thread stepper_;

@@ -367,6 +367,45 @@ TEST(Gateway, MetricsCountWhatHappened) {
   EXPECT_EQ(h.exporter.counter<Metric::kCellLosses>("a").value(), 0);  // it said goodbye
 }
 
+TEST(Gateway, WhatCellsMeasureBecomesMetrics) {
+  GatewayHarness h;
+  CellTelemetry t;
+  t.start_phases = {{"load", 2.0F}};
+  t.busy_ns = 1'500'000'000;
+  t.pipeline_bubble = 0.25F;
+  t.step_seconds = {{0, 3}, 0.0025};
+  t.step_tokens = {{3}, 3};
+  t.workers = {{0, 0, 500'000'000, 250'000'000, 0}, {1, 0, 400'000'000, 0, 100'000'000}};
+  t.expert_load = {{2, 0, 100}, {2, 1, 60}};
+  t.imbalance = {{2, 1.5F, 1.25F}};
+  ScriptedCell cell(h.port(), cell_info());
+  cell.set_telemetry(t);
+  Exporter& e = h.exporter;
+  const auto rows = [&](const char* lane) {
+    return e.counter<Metric::kExpertRows>("a", "2", lane).value();
+  };
+  ASSERT_TRUE(eventually([&] { return rows("1") == 60; }));
+  t.expert_load[1].rows = 75;  // later reports include earlier ones
+  t.workers[0].step_ns += 500'000'000;
+  cell.set_telemetry(t);
+  ASSERT_TRUE(eventually([&] { return rows("1") == 75; }));
+  EXPECT_EQ(rows("0"), 100);
+  EXPECT_NEAR(e.counter<Metric::kCellBusy>("a").value(), 1.5, 1e-9);
+  EXPECT_EQ(e.gauge<Metric::kPipelineBubble>("a").value(), 0.25);
+  EXPECT_NEAR(e.counter<Metric::kWorkerStepTime>("a", "0", "0").value(), 1.0, 1e-9);
+  EXPECT_NEAR(e.counter<Metric::kWorkerExchangeTime>("a", "0", "0").value(), 0.25, 1e-9);
+  EXPECT_NEAR(e.counter<Metric::kWorkerPipelineWait>("a", "1", "0").value(), 0.1, 1e-9);
+  EXPECT_EQ(e.gauge<Metric::kExpertImbalance>("a", "2").value(), 1.5);
+  EXPECT_EQ(e.gauge<Metric::kLaneImbalance>("a", "2").value(), 1.25);
+  EXPECT_EQ(e.gauge<Metric::kStartPhase>("a", "load").value(), 2);
+  const std::string text = e.render();
+  EXPECT_NE(text.find("millrace_step_seconds_bucket{cell=\"a\",le=\"0.001\"} 3\n"),
+            std::string::npos);
+  EXPECT_NE(
+      text.find("vllm:iteration_tokens_total_count{engine=\"0\",model_name=\"test-model\"} 3"),
+      std::string::npos);
+}
+
 // Not a pass mark but a figure: 256 streams, one token each per step, as fast as the parts go.
 TEST(Gateway, ThroughputWith256Streams) {
   constexpr std::uint32_t kStreams = 256;

@@ -34,6 +34,12 @@ TEST(PlanTransport, ReportsPlansAndResultsArriveAsSent) {
       result.lane = static_cast<std::uint32_t>(rank - 1);
       result.sampled.push_back({3, {11, -0.5F}, {{11, -0.5F}, {4, -2.0F}}});
       link.answer(result);
+      WorkerReport done;
+      done.lane = static_cast<std::uint32_t>(rank - 1);
+      done.steps = 4;
+      done.moe_layers = 2;
+      done.expert_rows = {5, 6, 7, 8};
+      link.report(done);
       EXPECT_TRUE(link.next().shutdown);
       world->flush();
     });
@@ -61,6 +67,13 @@ TEST(PlanTransport, ReportsPlansAndResultsArriveAsSent) {
     ASSERT_EQ(result->sampled.size(), 1U);
     EXPECT_EQ(result->sampled[0].chosen.token, 11);
   }
+  for (int i = 0; i < 2; ++i) {
+    std::optional<WorkerReport> report;
+    while (!report) report = link.worker_report();
+    EXPECT_EQ(report->steps, 4U);
+    EXPECT_EQ(report->expert_rows, (std::vector<std::uint64_t>{5, 6, 7, 8}));
+  }
+  EXPECT_FALSE(link.worker_report().has_value());
   StepPlan last;
   last.shutdown = true;
   link.send(last);

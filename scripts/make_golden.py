@@ -5,9 +5,11 @@
 
 Each case is one JSON file: the arguments with which scripts/make_random_checkpoint.py makes the checkpoint (it is not
 stored; the same arguments give the same bytes anywhere), and float32 results of the CPU: logits over the whole small
-vocabulary at a few positions, the experts chosen at the last position, and a greedy continuation made with the cache.
+vocabulary at a few positions, the experts chosen at the last position, and a greedy continuation made with the cache;
+and for one prompt of 40 tokens the logits at every position (little-endian float32 in base64), for chunked prefill.
 """
 import argparse
+import base64
 import hashlib
 import json
 import tempfile
@@ -71,6 +73,19 @@ def greedy(model, ids, count):
 
 
 @torch.no_grad()
+def every_position(model, probe):
+    """Logits at each position of the first 40-token prompt whose choices of experts are clear-cut."""
+    vocab = model.config.vocab_size
+    for n in range(40, 100):
+        ids = [1 + (11 * i * i + 17 * n * i + 3 * n) % (vocab - 1) for i in range(40)]
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        if all(gap >= LEAST_ROUTER_MARGIN for _, gap in probe.values()):
+            data = logits.float().contiguous().numpy().astype("<f4").tobytes()
+            return {"ids": ids, "logits_f32_base64": base64.b64encode(data).decode()}
+    raise SystemExit("no prompt with clear-cut choices of experts")
+
+
+@torch.no_grad()
 def record(folder):
     """Results of all prompts, or None if some choice of experts is too close to call."""
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -88,7 +103,7 @@ def record(folder):
         results.append({"ids": ids, "logits": {str(p): rounded(logits[p]) for p in positions},
                         "experts_at_last_position": experts, "least_router_margin": margin,
                         "greedy": greedy(model, ids, GREEDY_TOKENS)})
-    return results
+    return results, every_position(model, probe)
 
 
 def make_case(name, arguments, scratch):
@@ -109,7 +124,7 @@ def make_case(name, arguments, scratch):
     return {"case": name, "make_random_checkpoint_arguments": arguments, "model_safetensors_sha256": digest,
             "oracle": f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}, float32, CPU, "
                       "eager attention and experts; bf16 weights are widened to float32 first",
-            "prompts": results}
+            "prompts": results[0], "every_position": results[1]}
 
 
 def main():

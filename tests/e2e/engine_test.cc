@@ -132,7 +132,23 @@ struct Arrangement {
   std::int32_t block = 32;
   std::int32_t sequences = 16;
   ExchangeChoice exchange = ExchangeChoice::kAuto;
+  bool shuffled_experts = false;  // homes other than runs of ids
 };
+
+// Expert e lives where a fixed shuffle of the contiguous placement puts it.
+void shuffle_experts(CellSetup& setup) {
+  const parallel::ExpertPlacement& before = setup.placement;
+  std::vector<parallel::ExpertHome> homes(before.layer(0).begin(), before.layer(0).end());
+  std::mt19937 random(3);
+  for (std::size_t i = homes.size() - 1; i > 0; --i) std::swap(homes[i], homes[random() % (i + 1)]);
+  const std::vector<std::vector<parallel::ExpertHome>> tables(
+      static_cast<std::size_t>(before.layers()), homes);
+  ASSERT_NE(before.to_tables(), tables);
+  auto shuffled =
+      parallel::ExpertPlacement::from_tables(tables, before.lanes(), before.slots_per_lane());
+  ASSERT_TRUE(shuffled) << shuffled.error().to_string();
+  setup.placement = std::move(*shuffled);
+}
 
 std::map<RequestId, Output> run_in(const std::string& model, const Arrangement& a,
                                    const std::vector<SequenceRequest>& requests, bool together) {
@@ -146,7 +162,7 @@ std::map<RequestId, Output> run_in(const std::string& model, const Arrangement& 
   config.cache.block_tokens = a.block;
   config.cache.max_sequences = a.sequences;
   config.scheduler.exchange = a.exchange;
-  EngineHarness engine(config);
+  EngineHarness engine(config, a.shuffled_experts ? shuffle_experts : nullptr);
   if (together) return engine.run(requests);
   std::map<RequestId, Output> all;
   for (const SequenceRequest& request : requests) all.merge(engine.run({request}));
@@ -175,6 +191,14 @@ TEST_P(SameTokens, WhateverTheGridLoadChunksBlocksAndThreads) {
       {.stages = 2, .lanes = 2, .exchange = ExchangeChoice::kAllGather},
       {.lanes = 4, .step_tokens = 19, .chunk = 5},
       {.lanes = 3, .kv_tokens = 256, .sequences = 4},
+      {.lanes = 2, .shuffled_experts = true},
+      {.stages = 2, .lanes = 4, .exchange = ExchangeChoice::kExact, .shuffled_experts = true},
+      {.chunk = 1000},  // whole prompts
+      {.lanes = 4},
+      {.stages = 2, .lanes = 4},
+      {.stages = 4},
+      {.stages = 4, .lanes = 2},
+      {.stages = 4, .lanes = 4, .chunk = 7},
   };
   for (std::size_t i = 0; i < arrangements.size(); ++i) {
     const Arrangement& a = arrangements[i];
@@ -185,6 +209,27 @@ TEST_P(SameTokens, WhateverTheGridLoadChunksBlocksAndThreads) {
           << "sequence " << request.id << " in arrangement " << i << " (" << a.stages << "x"
           << a.lanes << ")";
     }
+  }
+}
+
+// One request among 64 others that come and go around it.
+TEST_P(SameTokens, AmongSixtyFourOthers) {
+  const std::string model = checkpoint_of(GetParam());
+  std::vector<SequenceRequest> requests;
+  for (RequestId id = 1; id <= 65; ++id) {
+    requests.push_back(mixed_requests(320)[id % 14]);
+    requests.back().id = id;
+    requests.back().sampling.seed = id;
+  }
+  const RequestId chosen = 33;
+  const auto alone = run_in(model, {}, {requests[chosen - 1]}, true);
+  for (const Arrangement& a :
+       {Arrangement{.kv_tokens = 16'384, .sequences = 65}, Arrangement{.stages = 2,
+                                                           .lanes = GetParam() == "dense" ? 1 : 2,
+                                                           .chunk = 7,
+                                                           .kv_tokens = 16'384,
+                                                           .sequences = 33}}) {
+    EXPECT_EQ(run_in(model, a, requests, true).at(chosen), alone.at(chosen)) << a.stages;
   }
 }
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -31,14 +32,16 @@ struct Output {
 
 class EngineHarness {
  public:
-  // Fails the test when the cell does not start.
-  explicit EngineHarness(ClusterConfig config) {
+  // Fails the test when the cell does not start. `adjust` may change the plan before that.
+  explicit EngineHarness(ClusterConfig config,
+                         const std::function<void(CellSetup&)>& adjust = nullptr) {
     Result<CellSetup> setup = make_cell_setup(std::move(config));
     if (!setup) {
       ADD_FAILURE() << setup.error().to_string();
       return;
     }
     setup_ = std::make_unique<CellSetup>(std::move(*setup));
+    if (adjust) adjust(*setup_);
     CoordinatorHooks hooks;
     hooks.on_ready = [this](Cell& cell) { cell_ = &cell; };
     hooks.cell.on_tokens = [this](std::vector<TokenEvent> events) {

@@ -466,6 +466,19 @@ class Refusals(unittest.TestCase):
             self.assertIn("--help", result.stdout)
 
 
+class Grids(unittest.TestCase):
+    def test_same_tokens_and_logprobs_in_every_grid_under_mpirun(self):
+        answers = {}
+        for stages, lanes in [(1, 1), (1, 4), (4, 1), (2, 2)]:
+            service = Service("--stages", str(stages), "--lanes", str(lanes))
+            self.assertEqual(len(service.ranks()), stages * lanes + 1)
+            body = [greedy(40, logprobs=3), greedy(40, temperature=0.9, seed=3, top_p=0.9, logprobs=1)]
+            answers[stages, lanes] = [service.post("/v1/completions", b)[1]["choices"] for b in body]
+            self.assertEqual(service.stop(), 0, service.output())
+        for grid, answer in answers.items():
+            self.assertEqual(answer, answers[1, 1], grid)
+
+
 class Embedded(unittest.TestCase):
     def test_threads_of_one_process_give_the_same_tokens(self):
         answers = []

@@ -87,41 +87,44 @@ void add_bench_command(CLI::App& app, std::function<void(int)> done) {
   auto range =
       std::make_shared<std::pair<std::int32_t, std::int32_t>>(o->first_token_id, o->last_token_id);
   CLI::App* bench = app.add_subcommand(
-      "bench", "Load a server with OpenAI's API and report latency and throughput");
+      "bench", "load a server with OpenAI's API and report latency and throughput");
   bench->add_option("--url", o->url, "http://host:port of the server")->capture_default_str();
-  bench->add_option("--model", o->model, "Model name (default: the first of /v1/models)");
-  bench->add_option("--api-key", o->api_key, "Sent as Authorization: Bearer");
-  bench->add_option("--endpoint", o->endpoint, "completions or chat")
+  bench->add_option("--model", o->model, "model name (default: the first of /v1/models)");
+  bench->add_option("--api-key", o->api_key, "sent as Authorization: Bearer");
+  bench->add_option("--endpoint", o->endpoint, "route that is asked")
       ->transform(CLI::CheckedTransformer(kEndpoints))
-      ->default_str("completions");
-  bench->add_option("--prompt", o->prompt, "ids, text, or auto: ids for completions, text for chat")
+      ->option_text("completions|chat=completions");
+  bench
+      ->add_option("--prompt", o->prompt,
+                   "form of the prompts; auto: ids for completions, text for chat")
       ->transform(CLI::CheckedTransformer(kPrompts))
-      ->default_str("auto");
-  bench->add_option("--num-prompts", o->num_prompts, "Requests in all")->capture_default_str();
-  bench->add_option("--concurrency", o->concurrency, "Requests at a time (closed loop)")
+      ->option_text("ids|text|auto=auto");
+  bench->add_option("--num-prompts", o->num_prompts, "requests in all")->capture_default_str();
+  bench->add_option("--concurrency", o->concurrency, "requests at a time (closed loop)")
       ->capture_default_str();
   bench
       ->add_option("--request-rate", o->request_rate,
-                   "Requests a second at random times (open loop); 0: closed loop")
+                   "requests a second at random times (open loop); 0: closed loop")
       ->capture_default_str();
-  bench->add_option("--input-len", o->input_tokens, "Tokens of a prompt")->capture_default_str();
-  bench->add_option("--prefix-len", o->prefix_tokens, "Of these, the same in every prompt")
+  bench->add_option("--input-len", o->input_tokens, "tokens of a prompt")->capture_default_str();
+  bench->add_option("--prefix-len", o->prefix_tokens, "of these, the same in every prompt")
       ->capture_default_str();
-  bench->add_option("--output-len", o->output_tokens, "Tokens of an answer")->capture_default_str();
-  bench->add_flag("!--no-ignore-eos", o->ignore_eos, "Let answers end earlier");
+  bench->add_option("--output-len", o->output_tokens, "tokens of an answer")->capture_default_str();
+  bench->add_flag_callback(
+      "--no-ignore-eos", [o] { o->ignore_eos = false; }, "let answers end earlier");
   bench->add_option("--temperature", o->temperature, "0: greedy")->capture_default_str();
-  bench->add_option("--seed", o->seed, "Decides the prompts and arrival times")
+  bench->add_option("--seed", o->seed, "decides the prompts and arrival times")
       ->capture_default_str();
-  bench->add_option("--warmup", o->warmup, "Requests before the clock starts")
+  bench->add_option("--warmup", o->warmup, "requests before the clock starts")
       ->capture_default_str();
-  bench->add_option("--token-range", *range, "First id and end of the random ids")
+  bench->add_option("--token-range", *range, "first id and end of the random ids")
       ->capture_default_str();
-  bench->add_option("--timeout", o->timeout_s, "Seconds for one request")->capture_default_str();
+  bench->add_option("--timeout", o->timeout_s, "seconds for one request")->capture_default_str();
   bench->add_option("--extra-body", o->extra_body, "JSON object added to every request");
-  bench->add_option("--output", o->output_file, "Write the report as JSON to this file");
-  bench->add_option("--label", o->label, "Free text for the report");
+  bench->add_option("--output", o->output_file, "write the report as JSON to this file");
+  bench->add_option("--label", o->label, "free text for the report");
   bench->add_flag("--allow-failures", o->allow_failures,
-                  "Exit 0 although requests failed, if at least one succeeded");
+                  "exit 0 although requests failed, if at least one succeeded");
   bench->callback([o, range, done = std::move(done)] {
     o->first_token_id = range->first;
     o->last_token_id = range->second;

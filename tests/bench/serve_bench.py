@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Throughput and latency of `millrace serve` in several arrangements of one machine, taken in turn.
+"""`millrace serve` in several arrangements of one machine: start, throughput, latency, memory.
 
-Starts each arrangement, loads it with `millrace bench`, and goes round `--rounds` times, so that a noisy
-machine disturbs all alike. Appends one JSON object per figure (median, spread) to --output.
+Starts each arrangement, loads it with `millrace bench` at each concurrency, and goes round `--rounds` times, so that a
+noisy machine disturbs all alike. Appends one JSON object per figure (median, spread) to --output.
 """
 
 import argparse
@@ -40,10 +40,42 @@ def cpu_name() -> str:
     return "unknown"
 
 
-def once(binary: str, model: str, extra: list[str], load: list[str]) -> dict:
+def processes(root: int) -> list[int]:
+    """The process and all below it."""
+    found = [root]
+    for pid in found:
+        for children in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+            found += [int(child) for child in children.read_text().split()]
+    return found
+
+
+def role(pid: int) -> str:
+    """What a process of the service is: gateway, mpirun, rank0 or worker."""
+    environment = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    rank = [e.split(b"=")[1] for e in environment if e.startswith(b"OMPI_COMM_WORLD_RANK=")]
+    if not rank:
+        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip().replace("millrace", "gateway")
+    return "rank0" if rank == [b"0"] else "worker"
+
+
+def peak_memory_mib(root: int) -> dict[str, float]:
+    """The largest resident set that a process of each role has had."""
+    peak: dict[str, float] = {}
+    for pid in processes(root):
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+            name = role(pid)
+            peak[name] = max(peak.get(name, 0), int(found.group(1)) / 1024)
+    return peak
+
+
+def once(binary: str, model: str, extra: list[str], load: list[str], concurrencies: list[int]) -> dict:
+    """(case suffix, metric) -> (value, unit) of one start."""
+    begin = time.monotonic()
     serve = subprocess.Popen([binary, "serve", "--model", model, "--port", "0", "--set",
                               "gateway.cell_port=0", *extra], stdout=subprocess.PIPE,
                              stderr=subprocess.DEVNULL, text=True)
+    figures = {}
     try:
         for line in serve.stdout:
             found = re.search(r"serves \S+ at (http://\S+)", line)
@@ -51,10 +83,18 @@ def once(binary: str, model: str, extra: list[str], load: list[str]) -> dict:
                 break
         else:
             raise SystemExit("serve ended before it was ready")
-        with tempfile.NamedTemporaryFile(suffix=".json") as report:
-            subprocess.run([binary, "bench", "--url", found.group(1), *load, "--output", report.name],
-                           check=True, stdout=subprocess.DEVNULL)
-            return json.load(open(report.name, encoding="utf-8"))
+        figures["", "start_to_ready"] = (time.monotonic() - begin, "s")
+        for concurrency in concurrencies:
+            with tempfile.NamedTemporaryFile(suffix=".json") as file:
+                subprocess.run([binary, "bench", "--url", found.group(1), *load, "--concurrency", str(concurrency),
+                                "--num-prompts", str(max(8, 4 * concurrency)), "--output", file.name],
+                               check=True, stdout=subprocess.DEVNULL)
+                report = json.load(open(file.name, encoding="utf-8"))
+            for metric, (read, unit) in METRICS.items():
+                figures[f"-c{concurrency}", metric] = (float(read(report)), unit)
+        for name, mib in peak_memory_mib(serve.pid).items():
+            figures["", f"peak_memory_{name}"] = (mib, "MiB")
+        return figures
     finally:
         serve.terminate()
         serve.wait(60)
@@ -66,35 +106,33 @@ def main() -> int:
     parser.add_argument("--model", default=str(ROOT / "models/sample"))
     parser.add_argument("--case", default="sample")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--arrangement", nargs="+", choices=ARRANGEMENTS, default=list(ARRANGEMENTS))
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
-    parser.add_argument("--num-prompts", type=int, default=64)
     parser.add_argument("--output", default=str(ROOT / "tests/bench/results/serve.jsonl"))
     args = parser.parse_args()
-    load = ["--concurrency", str(args.concurrency), "--input-len", str(args.input_len), "--output-len",
-            str(args.output_len), "--num-prompts", str(args.num_prompts), "--token-range", "100", "4000"]
-    values: dict[tuple[str, str], list[float]] = {}
+    load = ["--input-len", str(args.input_len), "--output-len", str(args.output_len), "--token-range", "100", "4000"]
+    series: dict[tuple[str, str, str], list[float]] = {}
     for _ in range(args.rounds):
-        for name, extra in ARRANGEMENTS.items():
-            report = once(args.binary, args.model, extra, load)
-            for metric, (read, _) in METRICS.items():
-                values.setdefault((name, metric), []).append(float(read(report)))
+        for name in args.arrangement:
+            figures = once(args.binary, args.model, ARRANGEMENTS[name], load, args.concurrency)
+            for (suffix, metric), (value, unit) in figures.items():
+                series.setdefault((name + suffix, metric, unit), []).append(value)
             time.sleep(0.2)
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True,
                             text=True, check=True).stdout.strip()
+    words = [f"--case {args.case} --rounds {args.rounds} --concurrency", *map(str, args.concurrency),
+             f"--input-len {args.input_len} --output-len {args.output_len} --arrangement", *args.arrangement]
     with open(args.output, "a", encoding="utf-8") as out:
-        for (name, metric), series in values.items():
-            record = {"bench": "serve", "case": f"{args.case}-{name}-c{args.concurrency}", "metric": metric,
-                      "value": round(statistics.median(series), 3), "unit": METRICS[metric][1],
-                      "spread": [round(min(series), 3), round(max(series), 3)], "device": cpu_name(),
+        for (name, metric, unit), values in series.items():
+            record = {"bench": "serve", "case": f"{args.case}-{name}", "metric": metric,
+                      "value": round(statistics.median(values), 3), "unit": unit,
+                      "spread": [round(min(values), 3), round(max(values), 3)], "device": cpu_name(),
                       "date": datetime.date.today().isoformat(), "commit": commit,
-                      "command": f"python3 tests/bench/serve_bench.py --case {args.case} --rounds "
-                                 f"{args.rounds} --concurrency {args.concurrency} --input-len "
-                                 f"{args.input_len} --output-len {args.output_len} --num-prompts "
-                                 f"{args.num_prompts}"}
+                      "command": "python3 tests/bench/serve_bench.py " + " ".join(words)}
             out.write(json.dumps(record) + "\n")
-            print(f"{record['case']:32} {metric:20} {record['value']:10.2f} {record['unit']:9} {record['spread']}")
+            print(f"{record['case']:28} {metric:22} {record['value']:10.2f} {unit:9} {record['spread']}")
     return 0
 
 

@@ -49,6 +49,21 @@ PROMPTS = [
         {"role": "assistant", "content": '<|tool_call_start|>[get_verse(book="Genesis", chapter=1, verse=3)]'
                                          "<|tool_call_end|>"},
         {"role": "tool", "content": "And God said, Let there be light: and there was light."}]},
+    {"name": "psalm", "text": "Psalms, chapter 23\n\nThe LORD is my shepherd;"},
+    {"name": "law", "text": "And the LORD spake unto Moses, saying,"},
+    {"name": "gospel", "text": "And Jesus answered and said unto them,"},
+    {"name": "letter", "text": "My dear Sir,\n\nI received your letter this morning, and"},
+    {"name": "dialogue", "text": "\"How can you be so teasing,\" cried Elizabeth,"},
+    {"name": "one-word", "text": "Emma"},
+    {"name": "numbers", "text": "And all the days of Methuselah were nine hundred sixty and nine years:"},
+    {"name": "capitals", "text": "CHAPTER I"},
+    {"name": "unicode", "text": "Caf\u00e9 \u2014 na\u00efve \u65e5\u672c\u8a9e \U0001f600"},
+    {"name": "spaces", "text": "  the   king \n\n\n of  "},
+    {"name": "chat-quote", "messages": [{"role": "user", "content": "Quote Genesis 1:3."}]},
+    {"name": "chat-turns", "messages": [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Good day to you."},
+        {"role": "user", "content": "What have you read?"}]},
 ]
 
 

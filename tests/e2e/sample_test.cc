@@ -98,6 +98,16 @@ TEST(Sample, PerplexityIsTransformers) {
   EXPECT_NEAR(nll.perplexity() / expected.at("perplexity").get<double>(), 1.0, 2e-5);
 }
 
+TEST(Sample, PerplexityWithTheCacheInBf16StaysWithinOnePercent) {
+  ClusterConfig config = sample_config(kSample);
+  config.cache.kv_dtype = KvDtype::kBf16;
+  EngineHarness engine(config);
+  const double expected = reference().at("held_out").at("perplexity");
+  const double got = held_out_nll(engine, kSample).perplexity();
+  EXPECT_NEAR(got / expected, 1.0, 0.01);
+  EXPECT_NE(got, expected);  // it is another numeric mode
+}
+
 TEST(Sample, PerplexityThroughGgufIsTransformersOnTheSameWeights) {
   const nlohmann::ordered_json expected = reference().at("held_out_perplexity_through_gguf");
   ASSERT_FALSE(expected.empty());

@@ -124,7 +124,9 @@ Result<std::unique_ptr<GatewayProcess>> GatewayProcess::start(boost::asio::io_co
       [exporter] { return exporter->render(); });
   if (auto port = p->api_->start(); !port) {
     p->gateway_->stop();
-    return port.error();
+    Error error = port.error();
+    error.field = error.field == "address" ? "gateway.host" : "gateway.port";
+    return error;
   }
   return p;
 }

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
+#include <limits>
 #include <random>
 
 #include "cli/bench.h"
@@ -157,7 +158,7 @@ void add_text(CLI::App& app, Options& o, int& status) {
   generate->add_option("--system", g.system, "system message, with --chat");
   generate->add_option("-n,--max-tokens", g.max_tokens)
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, std::numeric_limits<std::int32_t>::max()));
   generate->add_flag("--ignore-eos", g.ignore_eos, "go on after an end token");
   g.sampling.seed = std::random_device{}();
   add_sampling(*generate, g.sampling);
@@ -192,12 +193,25 @@ void add_text(CLI::App& app, Options& o, int& status) {
   tokenize->callback([&] { status = run_tokenize(o.tokenize_command); });
 }
 
+// One line, as every other error has.
+std::string parse_failure(const CLI::App* app, const CLI::Error& error) {
+  const auto commands = app->get_subcommands();
+  const std::string help =
+      commands.empty() ? "millrace --help" : "millrace " + commands[0]->get_name() + " --help";
+  const std::vector<std::string> rest = app->remaining();
+  if (commands.empty() && !rest.empty()) {
+    return fmt::format("millrace: {}: no such command; see {}\n", rest[0], help);
+  }
+  return fmt::format("millrace: {}; see {}\n", error.what(), help);
+}
+
 int run(int argc, char** argv) {
   CLI::App app{
       "Millrace serves Liquid AI's LFM2 models: a gateway with OpenAI's API, cells of pipeline "
       "stages and expert lanes."};
   app.set_version_flag("--version", "millrace 0.1.0");
   app.require_subcommand(1);
+  app.failure_message(parse_failure);
   Options options;
   int status = 0;
   add_servers(app, options, status);

@@ -15,14 +15,22 @@ std::string token_text(const text::Tokenizer& tokenizer, std::optional<std::int3
   return id ? std::string(tokenizer.id_to_token(*id)) : std::string();
 }
 
-Result<TextModel> with_template(text::Tokenizer tokenizer, Result<std::string> source) {
+// The same error with the file or folder that it is about, where it does not say so itself.
+Error located(Error error, const std::string& path) {
+  const bool says = error.field.starts_with(path) || error.message.starts_with(path);
+  if (!says) error.field = path + ": " + error.field;
+  return error;
+}
+
+Result<TextModel> with_template(text::Tokenizer tokenizer, Result<std::string> source,
+                                const std::string& path) {
   if (!source) {
-    if (source.error().code != ErrorCode::kNotFound) return source.error();
+    if (source.error().code != ErrorCode::kNotFound) return located(source.error(), path);
     return TextModel{std::move(tokenizer), std::nullopt};
   }
   Result<text::ChatTemplate> chat = text::ChatTemplate::load(
       *source, token_text(tokenizer, tokenizer.bos()), token_text(tokenizer, tokenizer.eos()));
-  if (!chat) return chat.error();
+  if (!chat) return located(chat.error(), path);
   return TextModel{std::move(tokenizer), std::move(*chat)};
 }
 
@@ -30,14 +38,14 @@ Result<TextModel> load_gguf(const std::string& path) {
   Result<GgufFile> file = GgufFile::open(path);
   if (!file) return file.error();
   Result<text::TokenizerData> data = text::tokenizer_data_from_gguf(*file);
-  if (!data) return data.error();
+  if (!data) return located(data.error(), path);
   Result<text::Tokenizer> tokenizer = text::Tokenizer::create(std::move(*data));
-  if (!tokenizer) return tokenizer.error();
+  if (!tokenizer) return located(tokenizer.error(), path);
   constexpr std::string_view kKey = "tokenizer.chat_template";
   if (!file->has(kKey)) return TextModel{std::move(*tokenizer), std::nullopt};
   Result<std::string_view> source = file->get_string(kKey);
   if (!source) return source.error();
-  return with_template(std::move(*tokenizer), std::string(*source));
+  return with_template(std::move(*tokenizer), std::string(*source), path);
 }
 
 }  // namespace
@@ -46,7 +54,7 @@ Result<TextModel> load_text_model(const std::string& path) {
   if (path.ends_with(".gguf")) return load_gguf(path);
   Result<text::Tokenizer> tokenizer = text::Tokenizer::load(path);
   if (!tokenizer) return tokenizer.error();
-  return with_template(std::move(*tokenizer), text::find_chat_template(path));
+  return with_template(std::move(*tokenizer), text::find_chat_template(path), path);
 }
 
 Result<net::SamplingDefaults> load_sampling_defaults(const std::string& path) {

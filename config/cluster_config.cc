@@ -188,9 +188,11 @@ class Loader {
     const std::string where = detail::position_of(key, filename_);
     if (std::find(names_.sections.begin(), names_.sections.end(), name) == names_.sections.end()) {
       std::string guess = detail::nearest_name(name, names_.sections);
-      for (const std::string& path : names_.paths) {  // a field that lost its section
-        if (path.substr(path.find('.') + 1) == name) guess = path;
-      }
+      const auto same =
+          std::find_if(names_.paths.begin(), names_.paths.end(), [&](const auto& path) {
+            return path.substr(path.find('.') + 1) == name;  // a field that lost its section
+          });
+      if (same != names_.paths.end()) guess = *same;
       return invalid(name, fmt::format("{}: unknown section '{}'{}", where, name, meant(guess)));
     }
     if (value.IsNull()) return {};  // "gateway:" with every field commented out

@@ -75,7 +75,8 @@ class GgufParser {
 
   Error fail(std::string field, const std::string& what,
              ErrorCode code = ErrorCode::kInvalidArgument) const {
-    return {code, std::move(field), fmt::format("{}: {}", out_.path(), what)};
+    const bool about_file = field == out_.path();
+    return {code, std::move(field), about_file ? what : fmt::format("{}: {}", out_.path(), what)};
   }
   Error cut(const std::string& where) const {
     return fail(out_.path(),

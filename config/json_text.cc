@@ -30,7 +30,11 @@ Result<json> parse_json_strict(std::string_view text, const std::string& source)
     }
     return Result<json>(boost::system::in_place_value, std::move(value));
   } catch (const json::exception& error) {
-    return invalid(source, fmt::format("is not valid JSON: {}", error.what()));
+    // The library's text begins with its own number in brackets; people do not need it.
+    const std::string_view what = error.what();
+    const std::size_t tag = what.find("] ");
+    return invalid(source, fmt::format("is not valid JSON: {}",
+                                       tag == what.npos ? what : what.substr(tag + 2)));
   }
 }
 

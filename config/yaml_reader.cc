@@ -77,6 +77,19 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
+// yaml-cpp's sentence, which may quote a byte that would break the line.
+std::string sentence_of(const YAML::Exception& e, const std::string& text) {
+  std::string sentence = e.msg;
+  for (char& c : sentence) {
+    if (static_cast<unsigned char>(c) < ' ') c = '?';
+  }
+  std::size_t line = 0;  // where the line with the error begins
+  for (int i = 0; i < e.mark.line; ++i) line = text.find('\n', line) + 1;
+  const std::size_t indent = text.find_first_not_of(" \t", line) - line;
+  const bool tab = std::string_view(text).substr(line, indent).find('\t') != std::string::npos;
+  return tab ? sentence + "; indent with spaces, not tabs" : sentence;
+}
+
 }  // namespace
 
 Result<YamlDocument> parse_yaml(const std::string& text, const std::string& filename) {
@@ -93,7 +106,7 @@ Result<YamlDocument> parse_yaml(const std::string& text, const std::string& file
     return YamlDocument{documents[0]};
   } catch (const YAML::Exception& e) {
     return invalid("", fmt::format("{}:{}:{}: not valid YAML: {}", filename, e.mark.line + 1,
-                                   e.mark.column + 1, e.msg));
+                                   e.mark.column + 1, sentence_of(e, text)));
   }
 }
 

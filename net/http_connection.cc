@@ -21,6 +21,12 @@ bool iequals(std::string_view a, std::string_view b) {
   return boost::beast::iequals({a.data(), a.size()}, {b.data(), b.size()});
 }
 
+// What a message repeats of the request, so that a long one does not come back whole.
+std::string shown(std::string_view text) {
+  constexpr std::size_t kShown = 128;
+  return text.size() <= kShown ? std::string(text) : std::string(text.substr(0, kShown)) + "...";
+}
+
 std::string join(const std::vector<std::string>& words) {
   std::string out;
   for (const std::string& word : words) out += (out.empty() ? "" : ", ") + word;
@@ -38,6 +44,20 @@ HttpFailure failure_of(error_code ec) {
     return {505, "http_version", "only HTTP/1.0 and HTTP/1.1 are served here"};
   }
   return {400, "malformed_request", "malformed HTTP request: " + ec.message()};
+}
+
+// Beast knows "chunked" alone and passes over any other coding as if the header were not there.
+// Where the body ends would then be a guess, and its bytes could pass for the next request (RFC
+// 9112, 6.1).
+std::optional<HttpFailure> check_framing(const http::fields& message, bool http10) {
+  const std::size_t codings = message.count(http::field::transfer_encoding);
+  if (codings == 0) return std::nullopt;
+  if (http10) {
+    return HttpFailure{400, "malformed_request", "HTTP/1.0 has no Transfer-Encoding"};
+  }
+  const auto value = message[http::field::transfer_encoding];
+  if (codings == 1 && iequals({value.data(), value.size()}, "chunked")) return std::nullopt;
+  return HttpFailure{501, "transfer_encoding", "the only Transfer-Encoding served is chunked"};
 }
 
 }  // namespace
@@ -195,11 +215,11 @@ std::optional<HttpFailure> HttpConnection::check_header(const Parser& parser,
   }
   if (match.allowed.empty()) {
     return HttpFailure{404, "route_not_found",
-                       "no such route: " + request_.method + " " + request_.path};
+                       "no such route: " + shown(request_.method) + " " + shown(request_.path)};
   }
   if (match.handler == nullptr) {
     return HttpFailure{405, "method_not_allowed",
-                       request_.path + " answers " + join(match.allowed) + " only"};
+                       shown(request_.path) + " answers " + join(match.allowed) + " only"};
   }
   if (state_->config.admit) {
     if (auto refused = state_->config.admit(request_)) return refused;
@@ -298,8 +318,11 @@ asio::awaitable<bool> HttpConnection::serve_one() {
   Parser parser;
   if (!co_await read_header(parser)) co_return false;
   HttpRouter::Match match;
-  if (auto failure = check_header(parser, match)) {
-    if (!parser.is_done()) {
+  auto failure = check_framing(parser.get(), http10_);
+  const bool framed = !failure;
+  if (framed) failure = check_header(parser, match);
+  if (failure) {
+    if (!framed || !parser.is_done()) {
       keep_alive_ = false;
       linger_ = true;
     }

@@ -59,6 +59,9 @@ std::optional<ApiError> check_shape(std::string_view body, const JsonLimits& lim
       case ':':
         if (!levels.empty() && levels.back().object) key_work += 2 * levels.back().keys++ + 1;
         break;
+      case '\0':
+        // The parser would take it for the end of the text and never see what follows.
+        return bad_json(fmt::format("the JSON body has a NUL byte at byte {}; send UTF-8 text", i));
       default:
         break;
     }
@@ -78,6 +81,7 @@ std::string without_tag(const std::string& what) {
 }  // namespace
 
 ApiResult<Json> parse_json_object(std::string_view body, const JsonLimits& limits) {
+  if (body.empty()) return bad_json("the request body is empty; send a JSON object");
   if (auto error = check_shape(body, limits)) return *error;
   try {
     Json value = Json::parse(body.begin(), body.end());

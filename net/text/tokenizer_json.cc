@@ -15,6 +15,9 @@ using Json = nlohmann::json;
 // Tokens of the largest public vocabularies number 260,000; a larger id is a broken file.
 constexpr std::int64_t kMaxVocab = 4'000'000;
 
+// Before the names of fields that are not in tokenizer.json.
+constexpr const char* kConfig = "tokenizer_config.json: ";
+
 Error unsupported(std::string field, std::string what) {
   return {ErrorCode::kUnsupported, std::move(field), what + " is not supported by this tokenizer"};
 }
@@ -138,8 +141,9 @@ std::optional<Error> parse_added(const Json& root, const Json& config, Tokenizer
   for (const auto& [key, token] : decoder.items()) {
     const bool digits =
         !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos;
-    if (auto error = parse_added_token(token, digits ? std::stoll(key) : -1,
-                                       fmt::format("added_tokens_decoder.{}", key), data)) {
+    if (auto error =
+            parse_added_token(token, digits ? std::stoll(key) : -1,
+                              fmt::format("{}added_tokens_decoder.{}", kConfig, key), data)) {
       return error;
     }
   }
@@ -252,7 +256,8 @@ std::optional<Error> named_token(const Json& config, const char* key, const Toke
       return std::nullopt;
     }
   }
-  return invalid(key, fmt::format("\"{}\" is not a token of tokenizer.json", content));
+  return invalid(std::string(kConfig) + key,
+                 fmt::format("\"{}\" is not a token of tokenizer.json", content));
 }
 
 std::optional<Error> parse_config(const Json& config, TokenizerData& data) {
@@ -267,11 +272,13 @@ std::optional<Error> parse_config(const Json& config, TokenizerData& data) {
   data.prefix.clear();
   data.suffix.clear();
   if (add_bos.is_boolean() && add_bos.get<bool>()) {
-    if (!data.bos) return invalid("add_bos_token", "true, but there is no bos_token");
+    if (!data.bos)
+      return invalid(std::string(kConfig) + "add_bos_token", "true, but there is no bos_token");
     data.prefix = {*data.bos};
   }
   if (add_eos.is_boolean() && add_eos.get<bool>()) {
-    if (!data.eos) return invalid("add_eos_token", "true, but there is no eos_token");
+    if (!data.eos)
+      return invalid(std::string(kConfig) + "add_eos_token", "true, but there is no eos_token");
     data.suffix = {*data.eos};
   }
   return std::nullopt;
@@ -306,11 +313,13 @@ Result<TokenizerData> parse_tokenizer_json(std::string_view tokenizer_json,
 }
 
 Result<Tokenizer> Tokenizer::load(const std::string& folder) {
-  const auto with_folder = [&](Error error) {
-    error.field = folder + (error.field.empty() ? "" : ": " + error.field);
+  const std::filesystem::path base(folder);
+  const auto with_file = [&](Error error) {
+    const bool names_file = error.field.starts_with("tokenizer");
+    const std::string path = names_file ? folder : (base / "tokenizer.json").string();
+    error.field = path + (names_file ? "/" : error.field.empty() ? "" : ": ") + error.field;
     return error;
   };
-  const std::filesystem::path base(folder);
   const Result<std::string> tokenizer_json = read_text_file(base / "tokenizer.json");
   if (!tokenizer_json) return tokenizer_json.error();
   std::string config_json;
@@ -320,9 +329,9 @@ Result<Tokenizer> Tokenizer::load(const std::string& folder) {
     config_json = std::move(*text);
   }
   Result<TokenizerData> data = parse_tokenizer_json(*tokenizer_json, config_json);
-  if (!data) return with_folder(data.error());
+  if (!data) return with_file(data.error());
   Result<Tokenizer> tokenizer = create(std::move(*data));
-  if (!tokenizer) return with_folder(tokenizer.error());
+  if (!tokenizer) return with_file(tokenizer.error());
   return tokenizer;
 }
 

@@ -110,6 +110,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "test.yaml:1:1: unknown section 'gatway'; did you mean 'gateway'?"},
         Refusal{"# x\nstages: 2\n", "stages",
                 "test.yaml:2:1: unknown section 'stages'; did you mean 'grid.stages'?"},
+        Refusal{"port: 8000\n", "port", "did you mean 'gateway.port'?"},
         Refusal{"scheduler:\n  block_tokens: 8\n", "scheduler.block_tokens",
                 "did you mean 'cache.block_tokens'?"},
         Refusal{"gateway: {zzzzzzzzzzzz: 1}", "gateway.zzzzzzzzzzzz",
@@ -152,6 +153,8 @@ INSTANTIATE_TEST_SUITE_P(
         // Not YAML, or too much of it.
         Refusal{"gateway: {port: 1", "", "not valid YAML"},
         Refusal{"a: b: c", "", "test.yaml:1:5: not valid YAML"},
+        Refusal{"grid:\n\tstages: 1\n", "", "indent with spaces, not tabs"},
+        Refusal{"grid:\n  stages: \"\\\x02\"", "", "unknown escape character: ?"},
         Refusal{"grid: {}\n---\ngrid: {}\n", "", "second document"},
         Refusal{std::string(1 << 21, '#'), "", "larger than 1 MiB"},
         // Rules between fields carry the place of the field that has to change.

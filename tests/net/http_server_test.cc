@@ -238,6 +238,23 @@ TEST_F(HttpServerTest, RefusesWhatIsMalformed) {
        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
        "0\r\n\r\n",
        400},
+      {"a coding that is not known",
+       "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\nGET /hello "
+       "HTTP/1.1\r\n"
+       "Host: x\r\n\r\n",
+       501},
+      {"chunked is not the last coding",
+       "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+       501},
+      {"a coding before chunked",
+       "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501},
+      {"a coding and a length",
+       "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx",
+       501},
+      {"chunked in HTTP/1.0",
+       "POST /echo HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: "
+       "chunked\r\n\r\n0\r\n\r\n",
+       400},
       {"two lengths",
        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400},
       {"bad length", "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400},
@@ -266,6 +283,12 @@ TEST_F(HttpServerTest, RefusesWhatIsMalformed) {
     const auto answer = client.read();
     EXPECT_EQ(answer.result_int(), c.status);
     EXPECT_EQ(answer["Connection"].empty() ? "close" : std::string(answer["Connection"]), "close");
+    if (answer["Connection"] == "close") {
+      EXPECT_TRUE(client.at_end());  // nothing of the rest is taken for a request
+    }
+    if (c.status == 501) {
+      EXPECT_EQ(answer["Connection"], "close");
+    }
   }
   Client client(port_);
   EXPECT_EQ(client.post("/echo", std::string(1000, 'y')).body().size(), 1012U);  // just fits

@@ -354,6 +354,15 @@ TEST(ParseJson, BadBodies) {
   }
 }
 
+TEST(ParseJson, NulIsNotTheEnd) {
+  const std::string good = R"({"a":1})";
+  for (const std::string& body : {std::string(1, '\0'), good + '\0', good + '\0' + good}) {
+    const auto result = parse_json_object(body);
+    ASSERT_TRUE(result.has_error());
+    EXPECT_NE(result.error().message.find("NUL byte"), std::string::npos) << result.error().message;
+  }
+}
+
 // None of these may take long or much memory: 32 MiB of each.
 TEST(ParseJson, HostileShapes) {
   const std::size_t size = 32u << 20;

@@ -122,6 +122,9 @@ Result<std::uint64_t> header_length(const MappedFile& file) {
                    fmt::format("{} bytes are too few for a safetensors file", file.size()));
   }
   std::memcpy(&length, file.bytes().data(), sizeof(length));
+  if (file.text().starts_with("version https://git-lfs")) {
+    return invalid(file.path(), "is a Git LFS pointer, not the weights; fetch the real file");
+  }
   if (length > kMaxHeaderBytes || length > file.size() - sizeof(length)) {
     return invalid(
         file.path(),

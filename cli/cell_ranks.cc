@@ -7,6 +7,7 @@
 #include <map>
 #include <stdexcept>
 
+#include "cli/device_setup.h"
 #include "parallel/process_grid.h"
 #include "worker/plan_transport.h"
 #include "worker/worker.h"
@@ -25,21 +26,44 @@ parallel::ProcessGrid grid_of(const CellSetup& setup, const parallel::Communicat
   return *grid;
 }
 
-// Loads with reports at most every 200 ms: enough for a progress line, nothing for the network.
-ModelWeights load_reporting(const CellSetup& setup, const RankShard& shard, PlanReceiver& link,
-                            int rank) {
+using Progress = std::function<void(std::uint64_t done, std::uint64_t total)>;
+
+// Reports at most every 200 ms: enough for a progress line, nothing for the network.
+Progress progress_reports(PlanReceiver& link, int rank) {
+  return
+      [&link, rank, last = Clock::time_point()](std::uint64_t done, std::uint64_t total) mutable {
+        if (Clock::now() - last < milliseconds(200)) return;
+        last = Clock::now();
+        link.report({rank, StartReport::Kind::kLoading, done, total, ""});
+      };
+}
+
+// On devices the weights are read while they are copied there, on the CPU here.
+ModelWeights load_reporting(const CellSetup& setup, const RankShard& shard,
+                            const Progress& progress) {
   LoadOptions options;
-  options.prefault = setup.config.model.prefault;
+  options.prefault = setup.config.model.prefault && !on_devices(setup.config);
   options.threads = setup.config.grid.threads_per_rank;
-  Clock::time_point last{};
-  options.progress = [&](std::uint64_t touched, std::uint64_t total) {
-    if (Clock::now() - last < milliseconds(200)) return;
-    last = Clock::now();
-    link.report({rank, StartReport::Kind::kLoading, touched, total, ""});
-  };
+  options.cpu_weights =
+      on_devices(setup.config) ? CpuWeights::kMapped : setup.config.model.cpu_weights;
+  options.progress = progress;
   Result<ModelWeights> weights = load_weights(setup.source, setup.model, shard, options);
   if (!weights) throw std::runtime_error(weights.error().to_string());
   return std::move(*weights);
+}
+
+std::unique_ptr<StepExecutor> make_worker(const CellSetup& setup, const RankShard& shard,
+                                          const ModelWeights& weights, parallel::CellComms& comms,
+                                          const Progress& progress) {
+  const WorkerOptions options = setup.worker_options();
+  if (!on_devices(setup.config)) {
+    return std::make_unique<Worker>(options, setup.model, weights, setup.placement, comms);
+  }
+  auto worker =
+      device_backend()->make_worker({setup.config, setup.model, setup.source, shard, weights,
+                                     options.limits, setup.placement, comms, progress});
+  if (!worker) throw std::runtime_error(worker.error().to_string());
+  return std::move(*worker);
 }
 
 class PlanLink final : public WorkerLink {
@@ -92,19 +116,24 @@ void wait_until_ready(const CellSetup& setup, PlanSender& link, int workers,
 
 void run_worker_rank(const CellSetup& setup, parallel::Communicator& world) {
   PlanReceiver link(world);
+  bool ready = false;
   try {
     parallel::CellComms comms = parallel::make_cell_comms(world, grid_of(setup, world));
     const RankShard shard = setup.shard(*comms.position);
-    const ModelWeights weights = load_reporting(setup, shard, link, world.rank());
-    Worker worker(setup.worker_options(), setup.model, weights, setup.placement, comms);
-    link.report(
-        {world.rank(), StartReport::Kind::kReady, weights.mapped_bytes, weights.mapped_bytes, ""});
-    worker.run();
+    const Progress progress = progress_reports(link, world.rank());
+    const ModelWeights weights = load_reporting(setup, shard, progress);
+    const auto worker = make_worker(setup, shard, weights, comms, progress);
+    const std::uint64_t loaded = weights.mapped_bytes + weights.packed_bytes();
+    link.report({world.rank(), StartReport::Kind::kReady, loaded, loaded, ""});
+    ready = true;
+    worker->run();
   } catch (const parallel::CommError&) {
     throw;  // there is nobody left to tell
   } catch (const std::exception& e) {
-    link.report({world.rank(), StartReport::Kind::kFailed, 0, 0, e.what()});
-    world.flush();
+    if (!ready) {  // later nobody takes reports: the process's end says it
+      link.report({world.rank(), StartReport::Kind::kFailed, 0, 0, e.what()});
+      world.flush();
+    }
     throw;
   }
 }

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <thread>
 
+#include "cli/device_setup.h"
 #include "cli/launch.h"
 
 namespace millrace {
@@ -22,6 +23,15 @@ std::uint64_t available_memory_bytes() {
     if (key == "MemAvailable:") return kib * 1024;
   }
   return 0;
+}
+
+// As the configuration spells it.
+template <class E>
+std::string_view enum_word(E wanted) {
+  for (const auto& [name, value] : enum_names(E{})) {
+    if (value == wanted) return name;
+  }
+  return "";
 }
 
 // What must agree between the cells of a gateway for C1 to hold across them: the tensors' names,
@@ -40,8 +50,7 @@ std::string fingerprint(const TensorSource& source, const ClusterConfig& config,
     constexpr std::uint64_t kSampled = 64;  // a page read per tensor, not the whole file
     add(tensor.data, std::min(tensor.bytes, kSampled));
   }
-  const std::string mode =
-      fmt::format("{} kv={}", kernels, config.cache.kv_dtype == KvDtype::kF32 ? "f32" : "bf16");
+  const std::string mode = fmt::format("{} kv={}", kernels, enum_word(config.cache.kv_dtype));
   add(mode.data(), mode.size());
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int length = 0;
@@ -52,11 +61,17 @@ std::string fingerprint(const TensorSource& source, const ClusterConfig& config,
   return hex;
 }
 
-std::string_view isa_word(Isa isa) {
-  for (const auto& [name, value] : enum_names(Isa{})) {
-    if (value == isa) return name;
-  }
-  return "auto";
+CpuWeights cpu_weights(const ClusterConfig& config) {
+  return on_devices(config) ? CpuWeights::kMapped : config.model.cpu_weights;
+}
+
+// Part of the numeric mode: whether dot products of quantised weights are of 8-bit activations, and
+// to what plain weights were rounded.
+std::string_view weights_word(const WeightFootprint& footprint, const ClusterConfig& config) {
+  if (!footprint.any_packed) return "mapped";
+  const bool quantised =
+      config.model.cpu_weights == CpuWeights::kP4 || config.model.cpu_weights == CpuWeights::kP8;
+  return quantised ? enum_word(config.model.cpu_weights) : "packed";
 }
 
 // With several nodes: on the fullest of them, since all workers get the same limits.
@@ -120,30 +135,46 @@ PlanLimits plan_limits(const ClusterConfig& c) {
 }
 
 // Share of this machine's memory for one worker's KV blocks and conv slots, after the weights.
-std::uint64_t automatic_cache_bytes(const ClusterConfig& c, const TensorSource& source) {
+std::uint64_t automatic_cache_bytes(const ClusterConfig& c, std::uint64_t weights) {
   const std::uint64_t available = available_memory_bytes();
-  const std::uint64_t weights = source.total_bytes();  // mapped once, shared by all ranks
   const double left = available > weights ? static_cast<double>(available - weights) : 0.0;
   return static_cast<std::uint64_t>(left * c.cache.memory_fraction) /
          static_cast<std::uint64_t>(workers_here(c));
+}
+
+// The plan for c's numbers, on whatever the workers compute.
+Result<MemoryPlan> plan_for(const ClusterConfig& c, const ModelConfig& model,
+                            const WeightFootprint& footprint, const TensorSource& source,
+                            const std::vector<StageRange>& stages,
+                            const std::vector<std::vector<std::int32_t>>& experts) {
+  if (on_devices(c)) {
+    const Result<DeviceProfile> profile = parse_device_profile(c.device.profile);
+    if (!profile) return profile.error();
+    return device_backend()->plan({model, source, stages, experts, c, *profile});
+  }
+  PlanLimits limits = plan_limits(c);
+  const bool automatic = limits.kv_tokens == 0 && limits.cache_bytes == 0;
+  if (automatic) {
+    const ResidentWeights weights = resident_weights(model, footprint, stages, experts);
+    limits.cache_bytes = automatic_cache_bytes(
+        c, weights.mapped_bytes + static_cast<std::uint64_t>(c.grid.cells) * weights.packed_bytes);
+  }
+  return plan_memory(model, footprint, stages, experts, limits);
 }
 
 Result<MemoryPlan> settle_memory(ClusterConfig& c, const ModelConfig& model,
                                  const WeightFootprint& footprint, const TensorSource& source,
                                  const std::vector<StageRange>& stages,
                                  const std::vector<std::vector<std::int32_t>>& experts) {
-  PlanLimits limits = plan_limits(c);
-  const bool automatic = limits.kv_tokens == 0 && limits.cache_bytes == 0;
-  if (automatic) limits.cache_bytes = automatic_cache_bytes(c, source);
-  Result<MemoryPlan> plan = plan_memory(model, footprint, stages, experts, limits);
+  Result<MemoryPlan> plan = plan_for(c, model, footprint, source, stages, experts);
   if (!plan) return plan;
   // More KV than all sequences at full length could use would only be memory taken from others.
   const std::int64_t useful = std::int64_t{c.cache.max_sequences} *
                               ((c.cache.max_context_tokens + c.cache.block_tokens - 1) /
                                c.cache.block_tokens * c.cache.block_tokens);
   if (c.cache.kv_tokens == 0 && plan->kv_tokens > useful) {
-    limits.kv_tokens = useful;
-    plan = plan_memory(model, footprint, stages, experts, limits);
+    c.cache.kv_tokens = useful;
+    plan = plan_for(c, model, footprint, source, stages, experts);
     if (!plan) return plan;
   }
   c.cache.kv_tokens = plan->kv_tokens;
@@ -167,14 +198,20 @@ Result<CellSetup> make_cell_setup(ClusterConfig config) {
   if (!model) return model.error();
   if (config.model.served_name.empty()) config.model.served_name = last_part(config.model.path);
   if (Result<void> ok = settle_context(config, *model); !ok) return ok.error();
+  if (Result<void> ok = settle_device(config, *model, device_backend()); !ok) return ok.error();
   settle_threads(config);
-  Result<const kernels::KernelTable*> table = kernels::select_table(isa_word(config.grid.isa));
+  Result<const kernels::KernelTable*> table = kernels::select_table(enum_word(config.grid.isa));
   if (!table) return table.error();
 
   Result<TensorSource> source = TensorSource::open(config.model.path);
   if (!source) return source.error();
-  Result<WeightFootprint> footprint = measure_weights(*source, *model);
+  Result<WeightFootprint> footprint = measure_weights(*source, *model, cpu_weights(config));
   if (!footprint) return footprint.error();
+  if (on_devices(config) && footprint->any_packed) {
+    return Error{ErrorCode::kUnsupported, "model.path",
+                 fmt::format("{} was packed for CPUs; devices take the model it was made from",
+                             config.model.path)};
+  }
   Result<std::vector<StageRange>> stages = cut_stages(weight_costs(*footprint), config.grid.stages);
   if (!stages) return stages.error();
   Result<std::vector<std::vector<std::int32_t>>> experts =
@@ -186,10 +223,15 @@ Result<CellSetup> make_cell_setup(ClusterConfig config) {
   const int moe_layers = model->num_experts > 0 ? model->num_layers() - model->num_dense_layers : 0;
   parallel::ExpertPlacement placement = parallel::ExpertPlacement::contiguous(
       std::max(1, moe_layers), std::max(1, model->num_experts), config.grid.lanes);
-  std::string print = fingerprint(*source, config, (*table)->name);
+  std::string mode = fmt::format("{} {}", (*table)->name, weights_word(*footprint, config));
+  if (on_devices(config)) {
+    mode = device_backend()->numeric_mode(*parse_device_profile(config.device.profile), config);
+  }
+  std::string print = fingerprint(*source, config, mode);
   const std::chrono::duration<float> took = std::chrono::steady_clock::now() - begin;
-  return CellSetup{std::move(config),    std::move(*model),  std::move(*source), std::move(*stages),
-                   std::move(placement), std::move(*memory), std::move(print),   *table,
+  return CellSetup{std::move(config),  std::move(*model),    std::move(*source),
+                   std::move(*stages), std::move(placement), std::move(*memory),
+                   std::move(print),   std::move(mode),      *table,
                    took.count()};
 }
 
@@ -237,7 +279,9 @@ CellInfo CellSetup::cell_info(std::uint64_t epoch) const {
   info.stages = s.stages;
   info.lanes = s.lanes;
   info.block_tokens = static_cast<std::uint32_t>(config.cache.block_tokens);
-  info.kv_dtype = config.cache.kv_dtype == KvDtype::kF32 ? "float32" : "bfloat16";
+  info.kv_dtype = config.cache.kv_dtype == KvDtype::kF32   ? "float32"
+                  : config.cache.kv_dtype == KvDtype::kFp8 ? "fp8_e4m3"
+                                                           : "bfloat16";
   return info;
 }
 
@@ -256,7 +300,7 @@ std::string describe(const CellSetup& setup) {
   text += fmt::format(
       "\ngrid     {} stages x {} lanes x {} cells, {} threads a worker, {} kernels\n"
       "serving  {} sequences a lane, context {} tokens, KV {} tokens a lane\n{}",
-      c.grid.stages, c.grid.lanes, c.grid.cells, c.grid.threads_per_rank, setup.kernels->name,
+      c.grid.stages, c.grid.lanes, c.grid.cells, c.grid.threads_per_rank, setup.numeric_mode,
       c.cache.max_sequences, c.cache.max_context_tokens, setup.memory.kv_tokens,
       format_plan(setup.memory));
   return text;

@@ -27,6 +27,7 @@ struct CellSetup {
   parallel::ExpertPlacement placement;
   MemoryPlan memory;
   std::string fingerprint;
+  std::string numeric_mode;  // name of the CPU kernels, or "cuda sm_90 bf16"
   const kernels::KernelTable* kernels = nullptr;
   float plan_seconds = 0;  // it took to find all this out
 

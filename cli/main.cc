@@ -8,12 +8,18 @@
 
 #include "cli/bench.h"
 #include "cli/cell_setup.h"
+#include "cli/devices_command.h"
+#include "cli/launch.h"
 #include "cli/logging.h"
 #include "cli/node_agent_command.h"
+#include "cli/pack_command.h"
 #include "cli/serve_command.h"
 #include "cli/text_commands.h"
 #include "cli/worker_command.h"
 #include "config/cluster_config.h"
+#if defined(MILLRACE_HAS_CUDA)
+#include "worker/cuda/cuda_backend.h"
+#endif
 
 namespace millrace {
 namespace {
@@ -95,12 +101,14 @@ void add_sampling(CLI::App& app, SamplingParams& p) {
 
 // Everything the parser writes into; lives as long as the run.
 struct Options {
-  ConfigOptions serve, gateway, cell, plan, generate, perplexity, node_agent, agent_exec;
+  ConfigOptions serve, gateway, cell, plan, pack, generate, perplexity, node_agent, agent_exec;
   GenerateCommand generate_command;
   PerplexityCommand perplexity_command;
   TokenizeCommand tokenize_command;
+  PackCommand pack_command;
   WorkerCommand worker_command;
   bool defaults = false;
+  bool plain_devices = false;
 };
 
 void add_servers(CLI::App& app, Options& o, int& status) {
@@ -123,6 +131,24 @@ void add_servers(CLI::App& app, Options& o, int& status) {
       app.add_subcommand("plan", "what would be placed where and how much memory it takes");
   o.plan.add(*plan);
   plan->callback([&] { status = with_config(o.plan, run_plan); });
+
+  auto* pack = app.add_subcommand(
+      "pack", "write a model in the form that the CPU kernels read, to be mapped at the start");
+  o.pack.add(*pack);
+  pack->add_option("--out", o.pack_command.out, "file, or folder when the model is one")
+      ->required();
+  pack->callback([&] {
+    status = with_config(o.pack, [&](const ClusterConfig& c) {
+      o.pack_command.config = c;
+      return run_pack(o.pack_command);
+    });
+  });
+
+  auto* devices = app.add_subcommand("devices", "the devices that workers could compute on");
+  devices->add_flag("--plain", o.plain_devices,
+                    "index, compute capability, multiprocessors, memory "
+                    "in all and free, name, for programs");
+  devices->callback([&] { status = run_devices(o.plain_devices); });
 
   auto* config = app.add_subcommand("config", "print every configuration field with its meaning");
   config->callback([] { fmt::print("{}", default_yaml()); });
@@ -238,6 +264,9 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
+#if defined(MILLRACE_HAS_CUDA)
+    millrace::install_device_backend(millrace::make_cuda_backend(millrace::self_path()));
+#endif
     return millrace::run(argc, argv);
   } catch (const std::exception& e) {
     fmt::print(stderr, "millrace: {}\n", e.what());

@@ -16,6 +16,7 @@
 #include <fstream>
 
 #include "cli/cell_setup.h"
+#include "cli/device_setup.h"
 #include "cli/embedded_cell.h"
 #include "cli/endpoint_binding.h"
 #include "cli/gateway_process.h"
@@ -226,6 +227,7 @@ int run_serve(const ClusterConfig& given) {
   std::vector<std::unique_ptr<LocalCell>> cells;
   for (int i = 0; i < config.grid.cells; ++i) {
     ClusterConfig one = config;
+    one.device = device_section_of_cell(config, i);
     one.cell.id = fmt::format("{}-{}", given.cell.id.empty() ? host_name() : given.cell.id, i);
     if (config.grid.embedded) {
       const auto epoch =

@@ -22,6 +22,7 @@ namespace millrace {
 
 enum class Isa : std::uint8_t { kAuto, kAvx512, kAvx2, kPortable, kReference };
 enum class KvDtype : std::uint8_t { kF32, kBf16, kFp8 };
+enum class CpuWeights : std::uint8_t { kAuto, kMapped, kP4, kP8 };
 enum class DeviceChoice : std::uint8_t { kAuto, kCpu, kCuda };
 enum class DeviceWeightFormat : std::uint8_t { kBf16, kFp8 };
 enum class DeviceTransport : std::uint8_t { kAuto, kNccl, kStaged };
@@ -39,6 +40,12 @@ inline constexpr EnumNames<Isa, 5> enum_names(Isa) {
 }
 inline constexpr EnumNames<KvDtype, 3> enum_names(KvDtype) {
   return {{{"f32", KvDtype::kF32}, {"bf16", KvDtype::kBf16}, {"fp8", KvDtype::kFp8}}};
+}
+inline constexpr EnumNames<CpuWeights, 4> enum_names(CpuWeights) {
+  return {{{"auto", CpuWeights::kAuto},
+           {"mapped", CpuWeights::kMapped},
+           {"p4", CpuWeights::kP4},
+           {"p8", CpuWeights::kP8}}};
 }
 inline constexpr EnumNames<DeviceChoice, 3> enum_names(DeviceChoice) {
   return {
@@ -81,6 +88,7 @@ struct ModelSection {
   std::string path;
   std::string served_name;
   bool prefault = true;
+  CpuWeights cpu_weights = CpuWeights::kAuto;
 
   template <class Self, class Visitor>
   static void fields(Self& s, Visitor&& v) {
@@ -92,6 +100,14 @@ struct ModelSection {
        "Read the weights into memory before the cell calls itself ready, so that no request pays "
        "for a page fault."},
       s.prefault);
+    v({"cpu_weights",
+       "Form of the matrices on the CPU. auto: quantised ones are packed for 8-bit dot products at "
+       "the start, into memory of the worker's own; others are used as they lie in the file. "
+       "mapped: all as in the file, with 32-bit activations, slower. p4, p8: bf16, f16 and f32 "
+       "matrices are quantised to 4 or 8 bits and packed as well, but for embedding, head and "
+       "router. Files that millrace pack wrote are used as they are. auto and mapped differ in the "
+       "last places of results, p4 and p8 in more."},
+      s.cpu_weights);
   }
 };
 
@@ -133,6 +149,7 @@ struct GridSection {
 struct DeviceSection {
   DeviceChoice backend = DeviceChoice::kAuto;
   std::vector<std::string> indices;
+  std::string profile;
   std::int32_t ranks_per_device = 1;
   DeviceWeightFormat weights = DeviceWeightFormat::kBf16;
   double memory_fraction = 0.9;
@@ -150,6 +167,10 @@ struct DeviceSection {
        "CUDA devices, by their index, in the order in which this machine's workers take them. "
        "Empty: all, in order."},
       s.indices);
+    v({"profile",
+       "What the devices are, as compute capability:multiprocessors:free memory (9.0:132:139GiB). "
+       "Empty: asked of them at the start. Set it to plan for devices that are not here."},
+      s.profile);
     v({"ranks_per_device",
        "Workers that share one device, each with its part of device.memory_fraction. More than 1 "
        "is for tests: they only wait for each other. NCCL then needs a different NCCL_HOSTID in "

@@ -53,7 +53,10 @@ const GgmlTypeInfo* ggml_type_info(std::uint32_t type) {
       {GgmlType::kQ5_1, {"Q5_1", 32, 24}},   {GgmlType::kQ8_0, {"Q8_0", 32, 34}},
       {GgmlType::kQ2_K, {"Q2_K", 256, 84}},  {GgmlType::kQ3_K, {"Q3_K", 256, 110}},
       {GgmlType::kQ4_K, {"Q4_K", 256, 144}}, {GgmlType::kQ5_K, {"Q5_K", 256, 176}},
-      {GgmlType::kQ6_K, {"Q6_K", 256, 210}},
+      {GgmlType::kQ6_K, {"Q6_K", 256, 210}}, {GgmlType::kP8_0, {"P8_0", 32, 34}},
+      {GgmlType::kP4_0, {"P4_0", 32, 18}},   {GgmlType::kP4_1, {"P4_1", 32, 20}},
+      {GgmlType::kP4_K, {"P4_K", 256, 144}}, {GgmlType::kP5_K, {"P5_K", 256, 176}},
+      {GgmlType::kP6_K, {"P6_K", 256, 210}},
   };
   for (const Row& row : kRows) {
     if (static_cast<std::uint32_t>(row.type) == type) return &row.info;

@@ -40,7 +40,8 @@ enum class GgufType : std::uint32_t {
 };
 const char* gguf_type_name(GgufType type);
 
-// Storage types of tensors, by their number in the file.
+// Storage types of tensors, by their number in the file. From 1000 on our own: the type 1000 below,
+// with the rows of 16 interleaved (kernels/packed.h). No other program reads them, and none should.
 enum class GgmlType : std::uint32_t {
   kF32 = 0,
   kF16 = 1,
@@ -55,6 +56,12 @@ enum class GgmlType : std::uint32_t {
   kQ5_K = 13,
   kQ6_K = 14,
   kBF16 = 30,
+  kP4_0 = 1002,
+  kP4_1 = 1003,
+  kP8_0 = 1008,
+  kP4_K = 1012,
+  kP5_K = 1013,
+  kP6_K = 1014,
 };
 
 struct GgmlTypeInfo {
@@ -113,6 +120,8 @@ class GgufFile {
   Result<std::vector<double>> get_float_array(std::string_view key) const;
   Result<std::span<const std::string_view>> get_string_array(std::string_view key) const;
   const std::map<std::string, GgufValue, std::less<>>& metadata() const { return metadata_; }
+  // All keys and values as they lie in the file, for copying them.
+  std::span<const std::byte> metadata_bytes() const { return metadata_bytes_; }
 
   // Tensors, in the order of the file.
   std::span<const GgufTensor> tensors() const { return tensors_; }
@@ -128,6 +137,7 @@ class GgufFile {
   std::uint32_t version_ = 0;
   std::uint64_t alignment_ = 32;
   std::map<std::string, GgufValue, std::less<>> metadata_;
+  std::span<const std::byte> metadata_bytes_;
   std::vector<GgufTensor> tensors_;
   std::map<std::string, std::size_t, std::less<>> tensor_index_;
 };

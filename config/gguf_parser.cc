@@ -42,9 +42,11 @@ class GgufParser {
 
   std::optional<Error> parse() {
     if (auto error = parse_preamble()) return error;
+    const std::uint64_t metadata = position_;
     for (std::uint64_t i = 0; i < key_count_; ++i) {
       if (auto error = parse_key(i)) return error;
     }
+    out_.metadata_bytes_ = bytes_.subspan(metadata, position_ - metadata);
     if (auto error = read_alignment()) return error;
     for (std::uint64_t i = 0; i < tensor_count_; ++i) {
       if (auto error = parse_tensor(i)) return error;

@@ -25,6 +25,12 @@ constexpr std::array<Traits, kNumDTypes> kTraits = {{
     {DType::kQ4_K, "q4_K", 256, 2 + 2 + 12 + 128},
     {DType::kQ5_K, "q5_K", 256, 2 + 2 + 12 + 32 + 128},
     {DType::kQ6_K, "q6_K", 256, 128 + 64 + 16 + 2},
+    {DType::kP8_0, "p8_0", 32, 2 + 32},
+    {DType::kP4_0, "p4_0", 32, 2 + 16},
+    {DType::kP4_1, "p4_1", 32, 2 + 2 + 16},
+    {DType::kP4_K, "p4_K", 256, 2 + 2 + 12 + 128},
+    {DType::kP5_K, "p5_K", 256, 2 + 2 + 12 + 32 + 128},
+    {DType::kP6_K, "p6_K", 256, 128 + 64 + 16 + 2},
 }};
 
 const Traits& traits(DType dtype) {
@@ -37,6 +43,7 @@ const Traits& traits(DType dtype) {
 
 std::int64_t block_values(DType dtype) { return traits(dtype).values; }
 std::int64_t block_bytes(DType dtype) { return traits(dtype).bytes; }
+bool is_packed(DType dtype) { return dtype >= DType::kP8_0; }
 std::string_view dtype_name(DType dtype) { return traits(dtype).name; }
 
 bool row_fits(DType dtype, std::int64_t values) {

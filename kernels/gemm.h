@@ -4,7 +4,9 @@
 // ... in order by fused multiply-add from +0 (the last group padded with zeros), then lanes j and j
 // + 8 are added, then j and j + 4, j + 2, j + 1. Tiles, T, N and threads change only which sums are
 // computed next to each other. The portable set has the same lanes with a separate multiply and
-// add. Weights are converted exactly to f32 (kernels/dequantize.h); activations stay f32.
+// add. Weights are converted exactly to f32 (kernels/dequantize.h); activations stay f32. Packed
+// weights are another matter, with 8-bit activations and an order of their own:
+// kernels/packed_gemm.h.
 #pragma once
 
 #include "kernels/tensor_view.h"

@@ -1,6 +1,7 @@
 #include "kernels/grouped_gemm.h"
 
 #include "config/check.h"
+#include "kernels/packed.h"
 
 namespace millrace::kernels {
 
@@ -17,7 +18,8 @@ void check_grouped_gemm(const GroupedGemmArgs& a) {
           a.offsets[e + 1]);
     if (a.offsets[e] == a.offsets[e + 1]) continue;
     const WeightView& w = a.weights[e];
-    CHECK(w.rows == a.y.cols() && w.cols == a.x.cols() && row_fits(w.dtype, w.cols),
+    CHECK(w.rows == a.y.cols() && w.cols == a.x.cols() && row_fits(w.dtype, w.cols) &&
+              (!is_packed(w.dtype) || w.rows % kPackedRows == 0),
           "expert {}: w=[{}, {}] {} K={} N={}", e, w.rows, w.cols, dtype_name(w.dtype), a.x.cols(),
           a.y.cols());
   }

@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "config/check.h"
+#include "kernels/sampling_weight.h"
 
 namespace millrace::kernels {
 namespace {
@@ -22,7 +23,6 @@ using IntVec = std::int32_t __attribute__((vector_size(kWidth * sizeof(std::int3
 static_assert(kWeightBlock % kWidth == 0);
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kWeightOne = 0x1p44F;
 
 FloatVec load(const float* p) {
   FloatVec v;
@@ -34,33 +34,10 @@ void store(float* p, FloatVec v) { std::memcpy(p, &v, sizeof(v)); }
 
 FloatVec splat(float x) { return FloatVec{} + x; }
 
-// exp(x) for x in [-inf, 0]: x = n ln2 + r with |r| <= ln2/2, Taylor's polynomial of degree 7 in r
-// (its truncation, r^8/8! < 5.2e-9, is below a tenth of an ulp of float), times 2^n. ln2 is split
-// into two parts, the first with 9 trailing zero bits so that n * kLn2High is exact. Below -87 the
-// result stays at exp(-87) = 1.6e-38, whose weight is 0 like that of everything below -30.5.
-FloatVec exp_nonpositive(FloatVec x) {
-  constexpr float kLog2E = 0x1.715476p+0F;
-  constexpr float kLn2High = 0x1.62e4p-1F;
-  constexpr float kLn2Low = 0x1.7f7d1cp-20F;
-  constexpr float kRound = 0x1.8p23F;  // adding it leaves the nearest integer in the low bits
-  x = x < -87.0F ? splat(-87.0F) : x;
-  const FloatVec shifted = x * kLog2E + kRound;
-  const FloatVec n = shifted - kRound;
-  const FloatVec r = (x - n * kLn2High) - n * kLn2Low;
-  FloatVec p = splat(1.0F / 5040);
-  p = p * r + 1.0F / 720;
-  p = p * r + 1.0F / 120;
-  p = p * r + 1.0F / 24;
-  p = p * r + 1.0F / 6;
-  p = p * r + 0.5F;
-  p = (p * r) * r + r + 1.0F;
-  const IntVec exponent = std::bit_cast<IntVec>(shifted) - std::bit_cast<std::int32_t>(kRound);
-  return p * std::bit_cast<FloatVec>((exponent + 127) << 23);
-}
+using sampling_weight::kWeightOne;
+using sampling_weight::weight_of;
 
-std::uint64_t weight_of(float probability) {
-  return static_cast<std::uint64_t>(static_cast<std::int64_t>(probability * kWeightOne));
-}
+FloatVec exp_nonpositive(FloatVec x) { return sampling_weight::exp_nonpositive<IntVec>(x); }
 
 // exp of a block of n <= kWeightBlock values; entries of `out` from n on are not meaningful.
 void exp_block(const float* x, int n, float* out) {

@@ -3,9 +3,9 @@
 // Every function depends on its arguments only (contract C1): sums of probabilities are sums of
 // integers, so no order of summation exists that could change them. A token's weight is
 //   w = floor(2^44 * exp(x))      x = (logit - largest logit) / temperature
-// where exp is the one in sampling.cc (float, the same bits on every processor). Tokens more than
-// 30.5 below the maximum get weight 0; for V = 128,000 they and the truncation hold less than 2^-27
-// of the mass together.
+// where exp is the one in sampling_weight.h (float, the same bits on every processor). Tokens more
+// than 30.5 below the maximum get weight 0; for V = 128,000 they and the truncation hold less than
+// 2^-27 of the mass together.
 //
 // Order of the steps, as in config/sampling_params.h:
 //   1. logit_bias, then penalties, on the raw logits (the order of vLLM's sampler)

@@ -3,7 +3,8 @@
 //
 // Bits: within one set the result of a row depends on that row's inputs only, never on the batch,
 // the split into chunks or the number of threads. avx512 and avx2 give the same bits; portable has
-// no fused multiply-add and differs from them in the last places; so does the reference.
+// no fused multiply-add and differs from them in the last places; so does the reference, but for
+// packed weights, whose sums are part of their definition.
 #pragma once
 
 #include <string_view>

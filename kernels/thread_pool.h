@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <type_traits>
 
 #include "kernels/tensor_view.h"
@@ -39,9 +40,12 @@ class ThreadPool {
 };
 
 // First argument of every op: where it runs. A device stream joins it for CUDA. `pool` may be null:
-// the calling thread then does all the work.
+// the calling thread then does all the work. `workspace`, 64-byte aligned, holds what the threads
+// of one op share (kernels/packed_gemm.h); its contents do not survive the op. Empty: ops use the
+// calling thread's scratch and work in smaller portions.
 struct Context {
   ThreadPool* pool = nullptr;
+  std::span<std::byte> workspace = {};
 };
 
 // fn(begin, end) over [0, count). Every op uses this form; `grain` is the least number of indices

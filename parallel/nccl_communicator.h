@@ -1,53 +1,72 @@
-// Exchanges between device buffers, on a CUDA stream, over NCCL. Built only where the CUDA toolkit
-// and NCCL are found (MILLRACE_NCCL); no part of the serving path uses it yet.
+// Device memory between devices, over NCCL: every call only enqueues and may be captured.
 //
-// A separate type from Communicator, because its calls only enqueue: they return before the data
-// has moved, buffers belong to the stream until synchronize(), and a failure shows later. Every
-// wait is a poll with the deadline; a deadline or an asynchronous NCCL error aborts the
-// communicator (ncclCommAbort) and throws CommError. A peer that dies inside the node raises no
-// error in NCCL, only the deadline does; and an abort may itself hang, so the process should then
-// leave without destructors (exit_after_failure of mpi_communicator.h).
+// NCCL's own calls block: while connections are made, and for ever when a peer is gone. So the
+// communicator is made on a helper thread that is left behind at the deadline, and every other call
+// is watched by one thread per communicator, which calls ncclCommAbort at the deadline; the call
+// then returns and becomes a CommError. (NCCL's non-blocking mode would need a thread per call.)
+// Should the call not come back from the abort within a grace, `stuck` ends the process.
 //
-// One communicator per thread and device; all ranks enqueue the same calls in the same order.
+// A peer that dies inside the node raises no error in NCCL, only the deadline does; wait() aborts
+// then too, so that the kernels that wait for the peer end.
+//
+// Kernels of two communicators may run on a device at the same time, on different streams, in any
+// order: each takes a few multiprocessors and leaves the others to the kernels it waits for.
 #pragma once
 
-#include <cstddef>
+#include <functional>
 #include <memory>
-#include <span>
+#include <string>
 
-#include "parallel/communicator.h"
-
-struct CUstream_st;  // cudaStream_t is a pointer to this
+#include "parallel/device_communicator.h"
+#include "parallel/nccl_api.h"
 
 namespace millrace::parallel {
 
-using DeviceStream = CUstream_st*;
-
-class NcclCommunicator {
+class NcclCommunicator final : public DeviceCommunicator {
  public:
+  struct Options {
+    // Between an abort and `stuck`.
+    std::chrono::milliseconds abort_grace{2'000};
+    // Must not return in a real process. Empty: exit_after_failure().
+    std::function<void()> stuck;
+  };
+
   // Collective over `bootstrap`, which carries NCCL's unique id and gives rank, size and deadline;
-  // it is not used afterwards. `device`: CUDA ordinal; becomes the thread's current device.
-  NcclCommunicator(Communicator& bootstrap, int device);
-  ~NcclCommunicator();  // lets enqueued work finish, up to the deadline, then aborts
-  NcclCommunicator(const NcclCommunicator&) = delete;
-  NcclCommunicator& operator=(const NcclCommunicator&) = delete;
+  // it is not used afterwards. The device is the calling thread's.
+  NcclCommunicator(const NcclApi& api, Communicator& bootstrap, Options options);
+  NcclCommunicator(const NcclApi& api, Communicator& bootstrap)
+      : NcclCommunicator(api, bootstrap, Options{}) {}
+  // Enqueued work should be done: see wait(). Aborts when something failed before.
+  ~NcclCommunicator() override;
 
-  int rank() const;
-  int size() const;
+  bool capturable() const override { return true; }
+  std::string_view name() const override { return name_; }
 
-  // send, recv: device memory, size() blocks of bytes_per_peer. One ncclAlltoAll from NCCL 2.28 on,
-  // grouped ncclSend and ncclRecv before. Can be captured in a graph.
-  void all_to_all(const void* send, void* recv, std::size_t bytes_per_peer, DeviceStream stream);
-  // Ranges as in Communicator::all_to_all_v, in host memory, over device buffers.
-  void all_to_all_v(const std::byte* send, std::span<const ByteRange> send_ranges, std::byte* recv,
-                    std::span<const ByteRange> recv_ranges, DeviceStream stream);
-
-  // Waits until all work enqueued on `stream` is done, up to the deadline.
-  void synchronize(DeviceStream stream);
+  void all_to_all(const void* send, void* recv, std::size_t bytes_per_peer,
+                  StreamRef stream) override;
+  void all_to_all_v(const void* send, std::span<const ByteRange> send_ranges, void* recv,
+                    std::span<const ByteRange> recv_ranges, StreamRef stream) override;
+  void all_gather(const void* mine, void* all, std::size_t bytes, StreamRef stream) override;
+  void reduce_scatter_bf16(const void* in, void* out, std::size_t bytes,
+                               StreamRef stream) override;
+  void send(int peer, const void* data, std::size_t bytes, StreamRef stream) override;
+  void recv(int peer, void* data, std::size_t bytes, StreamRef stream) override;
+  void check() override;
+  void abort(std::string_view reason) noexcept override;
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  class Watchdog;
+
+  void connect(Communicator& bootstrap);
+  [[noreturn]] void fail(const char* operation, const std::string& detail);
+  template <class Call>
+  void guarded(const char* operation, Call call);
+  void must(const char* operation, int code);
+
+  const NcclApi* api_;
+  std::string name_;
+  NcclApi::Comm comm_ = nullptr;
+  std::unique_ptr<Watchdog> watchdog_;
 };
 
 }  // namespace millrace::parallel

@@ -1,10 +1,32 @@
 #include "parallel/process_grid.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
 
 #include "config/check.h"
 
 namespace millrace::parallel {
+
+namespace {
+
+using HostName = std::array<char, 256>;
+
+// Collective over `world`.
+int count_local_workers_before(Communicator& world) {
+  HostName mine{};
+  gethostname(mine.data(), mine.size() - 1);
+  std::vector<HostName> all(static_cast<std::size_t>(world.size()));
+  world.all_gather(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  if (world.rank() == ProcessGrid::kCoordinatorRank) return 0;
+  return static_cast<int>(std::count(all.begin() + ProcessGrid::kCoordinatorRank + 1,
+                                     all.begin() + world.rank(), mine));
+}
+
+}  // namespace
 
 Result<ProcessGrid> ProcessGrid::make(int stages, int lanes, int world_size) {
   if (stages < 1) return invalid("grid.stages", fmt::format("is {}; use 1 or more", stages));
@@ -50,6 +72,7 @@ CellComms make_cell_comms(Communicator& world, const ProcessGrid& grid) {
   const GridPosition at = comms.position.value_or(GridPosition{kNotMember, kNotMember});
   comms.stage = world.split(at.stage, at.lane);
   comms.column = world.split(at.lane, at.stage);
+  comms.local_index = count_local_workers_before(world);
   return comms;
 }
 

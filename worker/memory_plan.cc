@@ -13,6 +13,7 @@ namespace millrace {
 namespace {
 
 using kernels::DType;
+using kernels::WeightView;
 
 constexpr std::uint64_t kF32Bytes = 4;
 
@@ -59,17 +60,45 @@ bool is_expert(const std::string& name) {
   return name.find(".feed_forward.experts.") != std::string::npos;
 }
 
-Result<WeightFootprint::Layer> measure_layer(const TensorSource& source, const ModelConfig& c,
-                                             std::int32_t layer) {
+// Adds up matrices as they will be loaded.
+class LoadedBytes {
+ public:
+  LoadedBytes(CpuWeights mode, bool& any_packed) : mode_(mode), any_packed_(any_packed) {}
+
+  void add(const WeightView& stored, WeightUse use, std::uint64_t& total, std::uint64_t& packed) {
+    const DType dtype = loaded_dtype(stored, use, mode_);
+    const std::uint64_t bytes = matrix_bytes(dtype, stored.rows, stored.cols);
+    total += bytes;
+    if (dtype != stored.dtype) packed += bytes;
+    any_packed_ |= kernels::is_packed(dtype);
+  }
+
+ private:
+  CpuWeights mode_;
+  bool& any_packed_;
+};
+
+Result<WeightFootprint::Layer> measure_experts(const TensorSource& source, const ModelConfig& c,
+                                               std::int32_t layer, LoadedBytes& bytes) {
   WeightFootprint::Layer out;
   if (!c.is_moe_layer(layer)) return out;
   for (std::int32_t e = 0; e < c.num_experts; ++e) {
     auto expert = expert_weights(source, layer, e);
     if (!expert) return expert.error();
-    out.expert_bytes.push_back(
-        static_cast<std::uint64_t>(expert->w1.bytes() + expert->w3.bytes() + expert->w2.bytes()));
+    auto& total = out.expert_bytes.emplace_back();
+    auto& packed = out.packed_expert_bytes.emplace_back();
+    for (const WeightView& view : {expert->w1, expert->w3, expert->w2}) {
+      bytes.add(view, WeightUse::kProjection, total, packed);
+    }
   }
   return out;
+}
+
+// What a matrix that is not an expert's is used for; nothing for vectors and taps.
+std::optional<WeightUse> use_of(const ExpectedTensor& tensor) {
+  if (tensor.role == TensorRole::kMatrix) return WeightUse::kProjection;
+  if (tensor.role == TensorRole::kRouter) return WeightUse::kRouter;
+  return std::nullopt;
 }
 
 }  // namespace
@@ -78,29 +107,40 @@ std::uint64_t WeightFootprint::Layer::total_bytes() const {
   return std::accumulate(expert_bytes.begin(), expert_bytes.end(), fixed_bytes);
 }
 
-Result<WeightFootprint> measure_weights(const TensorSource& source, const ModelConfig& c) {
+std::uint64_t WeightFootprint::Layer::packed_bytes() const {
+  return std::accumulate(packed_expert_bytes.begin(), packed_expert_bytes.end(),
+                         packed_fixed_bytes);
+}
+
+Result<WeightFootprint> measure_weights(const TensorSource& source, const ModelConfig& c,
+                                        CpuWeights mode) {
   if (auto checked = validate_tensors(source, c); !checked) return checked.error();
   WeightFootprint out;
+  LoadedBytes bytes(mode, out.any_packed);
   out.tied = c.tie_embeddings;
   for (std::int32_t layer = 0; layer < c.num_layers(); ++layer) {
-    auto measured = measure_layer(source, c, layer);
+    auto measured = measure_experts(source, c, layer, bytes);
     if (!measured) return measured.error();
     out.layers.push_back(std::move(*measured));
   }
   for (const ExpectedTensor& expected : expected_tensors(c, source)) {
-    const std::uint64_t bytes = source.find(expected.name)->bytes;
-    if (expected.name == "model.embed_tokens.weight") {
-      out.embedding_bytes = bytes;
-    } else if (expected.name == "lm_head.weight") {
-      out.head_bytes = bytes;
+    const TensorEntry& entry = *source.find(expected.name);
+    const bool embedding = expected.name == "model.embed_tokens.weight";
+    if (embedding) out.embedding_bytes = entry.bytes;
+    if (expected.name == "lm_head.weight" || (embedding && out.tied)) {
+      bytes.add(entry.view(), WeightUse::kHead, out.head_bytes, out.packed_head_bytes);
     } else if (expected.name == "model.embedding_norm.weight") {
-      out.final_norm_bytes = bytes;
-    } else if (!is_expert(expected.name)) {
+      out.final_norm_bytes = entry.bytes;
+    } else if (!embedding && !is_expert(expected.name)) {
       constexpr std::size_t kPrefix = sizeof("model.layers.") - 1;
-      out.layers[std::stoul(expected.name.substr(kPrefix))].fixed_bytes += bytes;
+      auto& layer = out.layers[std::stoul(expected.name.substr(kPrefix))];
+      if (const auto use = use_of(expected)) {
+        bytes.add(entry.view(), *use, layer.fixed_bytes, layer.packed_fixed_bytes);
+      } else {
+        layer.fixed_bytes += entry.bytes;
+      }
     }
   }
-  if (out.tied) out.head_bytes = out.embedding_bytes;
   return out;
 }
 
@@ -156,28 +196,43 @@ std::optional<Error> check_limits(const PlanLimits& limits) {
   return std::nullopt;
 }
 
-RankMemory plan_rank(const ModelConfig& c, const WeightFootprint& footprint,
-                     std::span<const StageRange> ranges, int stage, int lane,
-                     std::span<const std::vector<std::int32_t>> experts, const PlanLimits& limits) {
+// The weights of one rank.
+RankMemory weigh_rank(const ModelConfig& c, const WeightFootprint& footprint,
+                      std::span<const StageRange> ranges, int stage, int lane,
+                      std::span<const std::vector<std::int32_t>> experts) {
   RankMemory out;
   const bool last = stage + 1 == static_cast<int>(ranges.size());
   out.stage = stage;
   out.lane = lane;
   out.layers = ranges[stage];
-  if (stage == 0) out.weight_bytes += footprint.embedding_bytes;
-  if (last) out.weight_bytes += footprint.final_norm_bytes;
-  // A rank that is first and last at once maps a tied matrix once.
-  if (last && !(stage == 0 && footprint.tied)) out.weight_bytes += footprint.head_bytes;
+  // A rank that is first and last at once holds a tied matrix once.
+  if (stage == 0 && !(last && footprint.tied)) out.weight_bytes += footprint.embedding_bytes;
+  if (last) {
+    out.weight_bytes += footprint.final_norm_bytes + footprint.head_bytes;
+    out.packed_bytes += footprint.packed_head_bytes;
+  }
   for (std::int32_t layer = out.layers.begin; layer < out.layers.end; ++layer) {
     const auto& weights = footprint.layers[layer];
     out.weight_bytes += weights.fixed_bytes;
+    out.packed_bytes += weights.packed_fixed_bytes;
     const bool conv = c.layers[layer] == LayerKind::kShortConv;
     ++(conv ? out.conv_layers : out.attention_layers);
     if (!c.is_moe_layer(layer)) continue;
-    for (const std::int32_t expert : experts[lane])
+    for (const std::int32_t expert : experts[lane]) {
       out.weight_bytes += weights.expert_bytes[expert];
+      if (!weights.packed_expert_bytes.empty()) {
+        out.packed_bytes += weights.packed_expert_bytes[expert];
+      }
+    }
     out.experts = static_cast<std::int32_t>(experts[lane].size());
   }
+  return out;
+}
+
+RankMemory plan_rank(const ModelConfig& c, const WeightFootprint& footprint,
+                     std::span<const StageRange> ranges, int stage, int lane,
+                     std::span<const std::vector<std::int32_t>> experts, const PlanLimits& limits) {
+  RankMemory out = weigh_rank(c, footprint, ranges, stage, lane, experts);
   const std::uint64_t element = limits.kv_dtype == DType::kF32 ? 4 : 2;
   out.kv_bytes_per_block = element * 2 * static_cast<std::uint64_t>(c.kv_width()) *
                            static_cast<std::uint64_t>(limits.block_tokens) *
@@ -188,10 +243,11 @@ RankMemory plan_rank(const ModelConfig& c, const WeightFootprint& footprint,
   out.conv_bytes = out.conv_bytes_per_slot * static_cast<std::uint64_t>(limits.max_sequences);
   out.workspace_bytes = workspace_bytes(c, {.stages = static_cast<int>(ranges.size()),
                                             .lanes = static_cast<int>(experts.size()),
-                                            .last_stage = last,
+                                            .last_stage = stage + 1 == std::ssize(ranges),
                                             .max_step_tokens = limits.max_step_tokens,
                                             .max_sequences = limits.max_sequences,
-                                            .all_gather = limits.all_gather});
+                                            .all_gather = limits.all_gather,
+                                            .packed = footprint.any_packed});
   return out;
 }
 
@@ -252,22 +308,42 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const WeightFootprint&
   return plan;
 }
 
+ResidentWeights resident_weights(const ModelConfig& config, const WeightFootprint& footprint,
+                                 std::span<const StageRange> ranges,
+                                 std::span<const std::vector<std::int32_t>> experts) {
+  ResidentWeights out;
+  for (int stage = 0; stage < std::ssize(ranges); ++stage) {
+    for (int lane = 0; lane < std::ssize(experts); ++lane) {
+      out.packed_bytes += weigh_rank(config, footprint, ranges, stage, lane, experts).packed_bytes;
+    }
+  }
+  for (const auto& layer : footprint.layers) {
+    out.mapped_bytes += layer.total_bytes() - layer.packed_bytes();
+  }
+  out.mapped_bytes += footprint.final_norm_bytes + footprint.head_bytes;
+  out.mapped_bytes -= footprint.packed_head_bytes;
+  // Tied, it is the head's matrix, unless that is packed on another rank.
+  const bool packed_elsewhere = footprint.packed_head_bytes > 0 && ranges.size() > 1;
+  if (!footprint.tied || packed_elsewhere) out.mapped_bytes += footprint.embedding_bytes;
+  return out;
+}
+
 std::string format_plan(const MemoryPlan& plan) {
   const auto gib = [](std::uint64_t bytes) {
     return static_cast<double>(bytes) / (1024.0 * 1024.0 * 1024.0);
   };
   std::string out = fmt::format("{} stages x {} lanes, {} KV tokens per lane ({} blocks)\n",
                                 plan.stages, plan.lanes, plan.kv_tokens, plan.kv_blocks);
-  out += fmt::format("{:>5} {:>4} {:>9} {:>5} {:>5} {:>7} {:>11} {:>9} {:>9} {:>9} {:>10}\n",
-                     "stage", "lane", "layers", "attn", "conv", "experts", "weights GiB", "KV GiB",
-                     "conv GiB", "work GiB", "total GiB");
+  out += fmt::format("{:>5} {:>4} {:>9} {:>5} {:>5} {:>7} {:>11} {:>10} {:>9} {:>9} {:>9} {:>10}\n",
+                     "stage", "lane", "layers", "attn", "conv", "experts", "weights GiB",
+                     "packed GiB", "KV GiB", "conv GiB", "work GiB", "total GiB");
   for (const RankMemory& r : plan.ranks) {
     out += fmt::format(
-        "{:>5} {:>4} {:>9} {:>5} {:>5} {:>7} {:>11.2f} {:>9.2f} {:>9.2f} {:>9.2f} "
+        "{:>5} {:>4} {:>9} {:>5} {:>5} {:>7} {:>11.2f} {:>10.2f} {:>9.2f} {:>9.2f} {:>9.2f} "
         "{:>10.2f}\n",
         r.stage, r.lane, fmt::format("{}-{}", r.layers.begin, r.layers.end - 1), r.attention_layers,
-        r.conv_layers, r.experts, gib(r.weight_bytes), gib(r.kv_bytes), gib(r.conv_bytes),
-        gib(r.workspace_bytes), gib(r.total_bytes()));
+        r.conv_layers, r.experts, gib(r.weight_bytes), gib(r.packed_bytes), gib(r.kv_bytes),
+        gib(r.conv_bytes), gib(r.workspace_bytes), gib(r.total_bytes()));
   }
   return out;
 }

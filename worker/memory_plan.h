@@ -15,23 +15,31 @@
 
 namespace millrace {
 
-// Weight bytes of the model, by what can be put on different ranks.
+// Weight bytes of the model, by what can be put on different ranks. Those that ranks pack into
+// memory of their own (worker/packing.h) are counted apart as well.
 struct WeightFootprint {
   struct Layer {
-    std::uint64_t fixed_bytes = 0;            // norms, mixer, dense FFN or router and bias
-    std::vector<std::uint64_t> expert_bytes;  // [E]; empty for dense layers
+    std::uint64_t fixed_bytes = 0;                   // norms, mixer, dense FFN or router and bias
+    std::vector<std::uint64_t> expert_bytes;         // [E]; empty for dense layers
+    std::uint64_t packed_fixed_bytes = 0;            // of fixed_bytes
+    std::vector<std::uint64_t> packed_expert_bytes;  // of each in expert_bytes; empty: none
 
     std::uint64_t total_bytes() const;
+    std::uint64_t packed_bytes() const;
   };
   std::vector<Layer> layers;
   std::uint64_t embedding_bytes = 0;
-  std::uint64_t head_bytes = 0;  // the embedding's when tied
+  std::uint64_t head_bytes = 0;         // the embedding's when tied
+  std::uint64_t packed_head_bytes = 0;  // of head_bytes
   std::uint64_t final_norm_bytes = 0;
   bool tied = true;
+  bool any_packed = false;  // some matrix is computed with in a packed type
 };
 
-// From a checkpoint's header. Fails as validate_tensors does.
-Result<WeightFootprint> measure_weights(const TensorSource& source, const ModelConfig& config);
+// From a checkpoint's header, in the form that `mode` gives the matrices. Fails as
+// validate_tensors does.
+Result<WeightFootprint> measure_weights(const TensorSource& source, const ModelConfig& config,
+                                        CpuWeights mode = CpuWeights::kMapped);
 
 // Without a checkpoint: all matrices in `matrices`, the embedding (and head) in `embedding`, norms,
 // taps, router and bias in f32. Fails when a row does not divide into the dtype's blocks.
@@ -60,7 +68,8 @@ struct RankMemory {
   std::int32_t attention_layers = 0;
   std::int32_t conv_layers = 0;
   std::int32_t experts = 0;               // owned in each MoE layer
-  std::uint64_t weight_bytes = 0;         // mapped; ranks on one machine share the pages
+  std::uint64_t weight_bytes = 0;         // mapped pages are shared by the ranks of a machine
+  std::uint64_t packed_bytes = 0;         // of weight_bytes: in memory of the rank's own
   std::uint64_t kv_bytes_per_block = 0;   // all attention layers of the stage
   std::uint64_t conv_bytes_per_slot = 0;  // f32, all conv layers of the stage
   std::uint64_t kv_bytes = 0;             // for kv_blocks of the plan
@@ -87,6 +96,16 @@ Result<MemoryPlan> plan_memory(const ModelConfig& config, const WeightFootprint&
                                std::span<const StageRange> ranges,
                                std::span<const std::vector<std::int32_t>> experts,
                                const PlanLimits& limits);
+
+// What the weights of a whole cell take: packed bytes of each rank for itself, mapped bytes once
+// for all ranks of a machine.
+struct ResidentWeights {
+  std::uint64_t mapped_bytes = 0;
+  std::uint64_t packed_bytes = 0;
+};
+ResidentWeights resident_weights(const ModelConfig& config, const WeightFootprint& footprint,
+                                 std::span<const StageRange> ranges,
+                                 std::span<const std::vector<std::int32_t>> experts);
 
 // A table for people, one line per rank.
 std::string format_plan(const MemoryPlan& plan);

@@ -62,6 +62,12 @@ const StepPlan& PlanReceiver::next() {
   return plan_;
 }
 
+const StepPlan* PlanReceiver::poll() {
+  if (!world_.try_recv(0, kPlanTag, in_)) return nullptr;
+  must(decode(octets(in_), plan_));
+  return &plan_;
+}
+
 void PlanReceiver::answer(const StepResult& result) {
   encode(result, out_);
   world_.post(0, kResultTag, bytes_of(out_));

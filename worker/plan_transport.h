@@ -35,6 +35,8 @@ class PlanReceiver {
   // The next plan; waits as long as it takes, nearly for free (an idle cell has no plans). Valid
   // until the next call. Throws CommError, and std::runtime_error for bytes that are no plan.
   const StepPlan& next();
+  // The next plan if it is here, else null; the same rules.
+  const StepPlan* poll();
   void answer(const StepResult& result);
   // What the worker has done so far; a hint for metrics, so it may be called as rarely as one
   // likes.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 
@@ -78,7 +79,7 @@ class Taker {
  public:
   Taker(const TensorSource& source, const ModelConfig& config) : source_(source), config_(config) {}
 
-  WeightView matrix(const std::string& name) { return keep(entry(name).view()); }
+  WeightView matrix(const std::string& name) { return entry(name).view(); }
   std::vector<float> values(const std::string& name) { return to_f32(entry(name)); }
 
   LayerWeights layer(std::int32_t layer, const std::vector<std::int32_t>& expert_slots) {
@@ -101,18 +102,11 @@ class Taker {
     return out;
   }
 
-  std::vector<std::span<const std::byte>> ranges() const { return merge_ranges(ranges_); }
-
  private:
   const TensorEntry& entry(const std::string& name) const {
     const TensorEntry* found = source_.find(name);
     CHECK(found != nullptr, "{} passed validation but is not there", name);
     return *found;
-  }
-
-  WeightView keep(WeightView view) {
-    ranges_.emplace_back(view.data, static_cast<std::size_t>(view.bytes()));
-    return view;
   }
 
   ConvWeights conv(std::int32_t layer) {
@@ -141,15 +135,90 @@ class Taker {
       FfnWeights& weights = out.experts.emplace_back();
       if (expert < 0) continue;
       weights = expert_weights(source_, layer, expert).value();
-      for (const WeightView& view : {weights.w1, weights.w3, weights.w2}) keep(view);
     }
     return out;
   }
 
   const TensorSource& source_;
   const ModelConfig& config_;
-  std::vector<std::span<const std::byte>> ranges_;
 };
+
+std::vector<MatrixUse> matrices_of(LayerWeights& layer) {
+  std::vector<MatrixUse> out;
+  const auto add = [&out](auto&... views) {
+    (out.push_back({&views, WeightUse::kProjection}), ...);
+  };
+  const auto add_ffn = [&add](FfnWeights& ffn) { add(ffn.w1, ffn.w3, ffn.w2); };
+  if (layer.conv) add(layer.conv->in_proj, layer.conv->out_proj);
+  if (layer.attention) {
+    AttentionWeights& a = *layer.attention;
+    add(a.q_proj, a.k_proj, a.v_proj, a.out_proj);
+  }
+  if (layer.dense) add_ffn(*layer.dense);
+  if (!layer.moe) return out;
+  out.push_back({&layer.moe->router, WeightUse::kRouter});
+  for (FfnWeights& expert : layer.moe->experts) {
+    if (expert.w1.data != nullptr) add_ffn(expert);
+  }
+  return out;
+}
+
+// Every distinct matrix, in model order. A tied embedding of a rank that has the head as well comes
+// as the head only.
+std::vector<MatrixUse> matrices_of(ModelWeights& weights) {
+  std::vector<MatrixUse> out;
+  const bool shared = weights.embed.data == weights.lm_head.data;
+  if (weights.embed.data != nullptr && !shared) out.push_back({&weights.embed, WeightUse::kLookup});
+  for (LayerWeights& layer : weights.layers) {
+    const auto of_layer = matrices_of(layer);
+    out.insert(out.end(), of_layer.begin(), of_layer.end());
+  }
+  if (weights.lm_head.data != nullptr) out.push_back({&weights.lm_head, WeightUse::kHead});
+  return out;
+}
+
+using Range = std::span<const std::byte>;
+
+Range range_of(const WeightView& view) {
+  return {view.data, static_cast<std::size_t>(view.bytes())};
+}
+
+std::uint64_t total_of(const std::vector<Range>& ranges) {
+  std::uint64_t bytes = 0;
+  for (const Range range : ranges) bytes += range.size();
+  return bytes;
+}
+
+// Packs what `options` asks for and reads the rest into memory.
+void bring_in(ModelWeights& weights, const LoadOptions& options) {
+  const std::vector<MatrixUse> matrices = matrices_of(weights);
+  const bool shared = weights.embed.data == weights.lm_head.data;
+  std::vector<Range> stay;
+  std::uint64_t to_pack = 0;
+  for (const MatrixUse& matrix : matrices) {
+    const WeightView& view = *matrix.view;
+    const bool stays = loaded_dtype(view, matrix.use, options.cpu_weights) == view.dtype;
+    if (stays) stay.push_back(range_of(view));
+    if (!stays) to_pack += static_cast<std::uint64_t>(view.bytes());
+  }
+  const std::vector<Range> mapped = merge_ranges(std::move(stay));
+  weights.mapped_bytes = total_of(mapped);
+  const std::uint64_t total = to_pack + (options.prefault ? weights.mapped_bytes : 0);
+  const auto progress = [&](std::uint64_t before) -> LoadProgress {
+    if (!options.progress) return nullptr;
+    return
+        [&, before](std::uint64_t done, std::uint64_t) { options.progress(before + done, total); };
+  };
+  weights.packed = pack_matrices(matrices, options.cpu_weights, options.threads, progress(0));
+  if (shared && weights.embed.data != nullptr) weights.embed = weights.lm_head;
+  weights.any_packed = std::ranges::any_of(
+      matrices, [](const MatrixUse& m) { return kernels::is_packed(m.view->dtype); });
+  if (options.prefault) {
+    prefault(mapped, options.threads, progress(to_pack));
+  } else if (to_pack > 0 && options.progress) {
+    options.progress(total, total);
+  }
+}
 
 }  // namespace
 
@@ -181,9 +250,7 @@ Result<ModelWeights> load_weights(const TensorSource& source, const ModelConfig&
     out.lm_head =
         take.matrix(config.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
   }
-  const auto ranges = take.ranges();
-  for (const auto& range : ranges) out.mapped_bytes += range.size();
-  if (options.prefault) prefault(ranges, options.threads, options.progress);
+  bring_in(out, options);
   return out;
 }
 

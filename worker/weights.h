@@ -1,12 +1,13 @@
 // The weights that one rank works with, under the checkpoint's names.
 //
-// Matrices are views into the checkpoint's maps and cost no memory of ours; the TensorSource must
-// outlive them. Norms, taps and the expert bias are small and become owned f32, which holds f16 and
-// bf16 exactly. Plain values, immutable after loading, read by any thread.
+// Matrices are views into the checkpoint's maps, which cost no memory of ours and need a
+// TensorSource that outlives them, or into packed memory that the weights own. Norms, taps and the
+// expert bias are small and become owned f32, which holds f16 and bf16 exactly. Plain values,
+// immutable after loading, read by any thread.
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "config/result.h"
 #include "kernels/tensor_view.h"
 #include "worker/checkpoint/tensor_source.h"
+#include "worker/packing.h"
 
 namespace millrace {
 
@@ -72,16 +74,22 @@ struct ModelWeights {
   kernels::WeightView embed;         // [V, D]; empty unless first stage
   std::vector<float> final_norm;     // [D] (the checkpoint's embedding_norm); last stage
   kernels::WeightView lm_head;       // [V, D]; the embedding when tied; empty unless last stage
-  std::uint64_t mapped_bytes = 0;    // of all distinct views
+  std::uint64_t mapped_bytes = 0;    // of all distinct views into the maps
+  std::shared_ptr<const AnonymousMemory> packed;  // of the other views; null when there are none
+
+  bool any_packed = false;  // some matrix is of a packed type, whether packed here or in the file
+
+  std::uint64_t packed_bytes() const { return packed == nullptr ? 0 : packed->bytes(); }
 };
 
 struct LoadOptions {
   // Reads every page of the views now, so that no request waits for the disk.
   bool prefault = false;
   int threads = 1;
-  // While prefaulting: bytes touched so far and in all, from the calling thread, never decreasing;
-  // the last call has both equal. May be empty.
-  std::function<void(std::uint64_t touched_bytes, std::uint64_t total_bytes)> progress;
+  CpuWeights cpu_weights = CpuWeights::kMapped;
+  // While packing and prefaulting: bytes of the checkpoint read so far and in all, from the calling
+  // thread, never decreasing; the last call has both equal. May be empty.
+  LoadProgress progress;
 };
 
 // Checks the complete tensor list (validate_tensors), also of layers and experts that this rank

@@ -24,7 +24,8 @@ std::int64_t count_attention(const ModelWeights& weights) {
   return static_cast<std::int64_t>(weights.layers.size()) - count_conv(weights);
 }
 
-WorkspaceLimits workspace_limits(const WorkerOptions& options, const parallel::CellComms& comms) {
+WorkspaceLimits workspace_limits(const WorkerOptions& options, const ModelWeights& weights,
+                                 const parallel::CellComms& comms) {
   WorkspaceLimits limits;
   limits.stages = comms.grid.stages();
   limits.lanes = comms.grid.lanes();
@@ -32,6 +33,7 @@ WorkspaceLimits workspace_limits(const WorkerOptions& options, const parallel::C
   limits.max_step_tokens = static_cast<std::int32_t>(options.limits.max_tokens);
   limits.max_sequences = static_cast<std::int32_t>(options.limits.max_sequences);
   limits.all_gather = options.all_gather;
+  limits.packed = weights.any_packed;
   return limits;
 }
 
@@ -45,7 +47,8 @@ Worker::Worker(const WorkerOptions& options, const ModelConfig& model, const Mod
       placement_(placement),
       comms_(comms),
       pool_(options.threads),
-      run_{&pool_},
+      quantized_(quantized_bytes(model, workspace_limits(options, weights, comms))),
+      run_{&pool_, {quantized_.data(), quantized_.bytes()}},
       inverse_frequencies_(kernels::rope_inverse_frequencies(model.rope_theta, model.head_dim)),
       batch_(options.limits),
       kv_(count_attention(weights), options.limits.blocks, options.limits.block_tokens,
@@ -61,7 +64,8 @@ Worker::Worker(const WorkerOptions& options, const ModelConfig& model, const Mod
   }
   std::int64_t expert_rows = 0;
   if (model.num_experts > 0) {
-    const parallel::ExchangeShape shape = exchange_shape(model, workspace_limits(options, comms));
+    const parallel::ExchangeShape shape =
+        exchange_shape(model, workspace_limits(options, weights, comms));
     CHECK(shape.slots == placement.slots_per_lane(), "slots={} placement={}", shape.slots,
           placement.slots_per_lane());
     exchange_ =

@@ -1,5 +1,5 @@
-// One worker on the CPU: the rank at (stage, lane) of a cell. Executes step plans in order until the
-// shutdown plan.
+// One worker on the CPU: the rank at (stage, lane) of a cell. Executes step plans in order until
+// the shutdown plan.
 #pragma once
 
 #include <cstdint>
@@ -59,6 +59,7 @@ class Worker final : public StepExecutor {
   parallel::CellComms& comms_;
 
   kernels::ThreadPool pool_;
+  kernels::Buffer quantized_;
   kernels::Context run_;
   std::vector<float> inverse_frequencies_;
   std::vector<MoeLayer> moe_;

@@ -20,13 +20,18 @@ struct WorkspaceLimits {
   std::int32_t max_step_tokens = 0;
   std::int32_t max_sequences = 0;
   bool all_gather = false;
+  bool packed = false;  // some weights are packed
 };
 
 // Capacities of the expert exchange; MoE models only.
 parallel::ExchangeShape exchange_shape(const ModelConfig& model, const WorkspaceLimits& limits);
 
-// Activations, exchange buffers, pipeline ring and sampler. Pages that are never touched (a worst
-// case of the routing that does not occur) do not become resident.
+// Rows of activations in 8 bits, for packed weights: as many as a step has, up to a size beyond
+// which more at a time gains nothing.
+std::uint64_t quantized_bytes(const ModelConfig& model, const WorkspaceLimits& limits);
+
+// Activations, exchange buffers, quantised activations, pipeline ring and sampler. Pages that are
+// never touched (a worst case of the routing that does not occur) do not become resident.
 std::uint64_t workspace_bytes(const ModelConfig& model, const WorkspaceLimits& limits);
 
 }  // namespace millrace

@@ -3,6 +3,8 @@
 #include "kernels/cpu/blocks.h"
 #include "kernels/cpu/set.h"
 #include "kernels/cpu/weights.h"
+#include "kernels/packed.h"
+#include "kernels/scratch.h"
 
 namespace millrace::kernels::MILLRACE_ISA {
 namespace {
@@ -47,14 +49,23 @@ void convert_row(DType dtype, const std::byte* row, std::int64_t begin, std::int
       return convert_blocks<Q5_K>(row, begin, count, out);
     case DType::kQ6_K:
       return convert_blocks<Q6_K>(row, begin, count, out);
+    default:  // packed rows lie interleaved: convert_weight_row
+      __builtin_unreachable();
   }
+}
+
+void convert_weight_row(const WeightView& w, std::int64_t row, float* out) {
+  if (!is_packed(w.dtype)) return convert_row(w.dtype, w.row(row), 0, w.cols, out);
+  std::byte* unpacked = thread_scratch();
+  unpack_row(w, row, unpacked);
+  convert_row(source_dtype(w.dtype), unpacked, 0, w.cols, out);
 }
 
 void dequantize(const Context& context, const WeightView& w, MatrixView<float> out) {
   check_dequantize(w, out);
   parallel_for(context, w.rows, 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n) {
-      convert_row(w.dtype, w.row(n), 0, w.cols, out.row(n));
+      convert_weight_row(w, n, out.row(n));
     }
   });
 }

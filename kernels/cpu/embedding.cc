@@ -11,7 +11,7 @@ void embedding(const Context& context, std::span<const std::int32_t> ids, const 
   const std::int32_t* id = ids.data();
   parallel_for(context, out.rows(), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
-      convert_row(table.dtype, table.row(id[t]), 0, table.cols, out.row(t));
+      convert_weight_row(table, id[t], out.row(t));
     }
   });
 }

@@ -4,6 +4,7 @@
 #include "kernels/cpu/gemm_rows.h"
 #include "kernels/cpu/set.h"
 #include "kernels/cpu/weights.h"
+#include "kernels/packed_gemm.h"
 #include "kernels/scratch.h"
 
 namespace millrace::kernels::MILLRACE_ISA {
@@ -301,6 +302,9 @@ void gemm_rows(const GemmJob& job, std::int64_t n_begin, std::int64_t n_end) {
 void gemm(const Context& context, MatrixView<const float> x, const WeightView& w,
           Accumulate accumulate, MatrixView<float> y) {
   check_gemm(x, w, y);
+  if (is_packed(w.dtype)) {
+    return packed_gemm(packed_kernels(table().name), context, x, w, accumulate, y);
+  }
   GemmJob job;
   job.x = x.data;
   job.x_stride = x.row_stride;

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/gemm_rows.h"
 #include "kernels/cpu/set.h"
+#include "kernels/packed_gemm.h"
 
 namespace millrace::kernels::MILLRACE_ISA {
 namespace {
@@ -26,6 +27,14 @@ void grouped_gemm(const Context& context, const GroupedGemmArgs& a) {
   const auto experts = static_cast<std::int64_t>(a.weights.size());
   const std::int64_t* offsets = a.offsets.data();
   const WeightView* weights = a.weights.data();
+  bool packed = false;
+  bool plain = false;
+  for (std::int64_t e = 0; e < experts; ++e) {
+    if (offsets[e] == offsets[e + 1]) continue;
+    (is_packed(weights[e].dtype) ? packed : plain) = true;
+  }
+  if (packed) packed_grouped_gemm(packed_kernels(table().name), context, a);
+  if (!plain) return;
   const std::int64_t n = a.y.cols();
   const std::int64_t groups = (n + kRowGroup - 1) / kRowGroup;
   // Every thread takes its share of the columns of every expert: even work however uneven the rows.
@@ -33,7 +42,7 @@ void grouped_gemm(const Context& context, const GroupedGemmArgs& a) {
                [&](std::int64_t begin, std::int64_t end) {
                  const std::int64_t last = end * kRowGroup < n ? end * kRowGroup : n;
                  for (std::int64_t e = 0; e < experts; ++e) {
-                   if (offsets[e] == offsets[e + 1]) continue;
+                   if (offsets[e] == offsets[e + 1] || is_packed(weights[e].dtype)) continue;
                    gemm_rows(expert_job(a, offsets[e], offsets[e + 1], weights[e]),
                              begin * kRowGroup, last);
                  }

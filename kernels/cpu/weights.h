@@ -10,6 +10,9 @@ namespace millrace::kernels::MILLRACE_ISA {
 void convert_row(DType dtype, const std::byte* row, std::int64_t begin, std::int64_t count,
                  float* out);
 
+// Row `row` of a weight of any type, packed ones among them. Uses the thread's scratch.
+void convert_weight_row(const WeightView& w, std::int64_t row, float* out);
+
 // How the dot products of gemm read a plain dtype straight from the mapped file.
 struct LoadF32 {
   using Value = float;

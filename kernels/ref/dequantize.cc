@@ -1,7 +1,10 @@
 #include "kernels/dequantize.h"
 
 #include <cstring>
+#include <vector>
 
+#include "config/check.h"
+#include "kernels/packed.h"
 #include "kernels/ref/set.h"
 
 namespace millrace::kernels::reference {
@@ -122,12 +125,19 @@ void block(DType dtype, Bytes b, float* out) {
       return block_q5_k(b, out);
     case DType::kQ6_K:
       return block_q6_k(b, out);
+    default:
+      CHECK(false, "{} has no blocks of one row", dtype_name(dtype));
   }
 }
 
 }  // namespace
 
 void dequantize_row(const WeightView& w, std::int64_t row, float* out) {
+  if (is_packed(w.dtype)) {
+    std::vector<std::byte> unpacked(static_cast<std::size_t>(w.row_bytes()));
+    unpack_row(w, row, unpacked.data());
+    return dequantize_row({unpacked.data(), source_dtype(w.dtype), 1, w.cols}, 0, out);
+  }
   const auto* bytes = reinterpret_cast<Bytes>(w.row(row));
   for (std::int64_t k = 0; k < w.cols; k += block_values(w.dtype)) {
     block(w.dtype, bytes, out + k);

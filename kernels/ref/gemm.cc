@@ -9,6 +9,7 @@ namespace millrace::kernels::reference {
 void gemm(const Context&, MatrixView<const float> x, const WeightView& w, Accumulate accumulate,
           MatrixView<float> y) {
   check_gemm(x, w, y);
+  if (is_packed(w.dtype)) return packed_gemm(x, w, accumulate, y);
   std::vector<float> row(static_cast<std::size_t>(w.cols));
   for (std::int64_t n = 0; n < w.rows; ++n) {
     dequantize_row(w, n, row.data());

@@ -27,4 +27,8 @@ const KernelTable& table();
 // One row of a weight of any dtype as f32, by the definition of its format.
 void dequantize_row(const WeightView& w, std::int64_t row, float* out);
 
+// gemm of packed weights, in f32 by the order of kernels/packed_gemm.h: other sets have its bits.
+void packed_gemm(MatrixView<const float> x, const WeightView& w, Accumulate accumulate,
+                 MatrixView<float> y);
+
 }  // namespace millrace::kernels::reference

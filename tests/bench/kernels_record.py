@@ -11,16 +11,17 @@ import subprocess
 
 from serve_bench import ROOT, cpu_name
 
-LINE = re.compile(r"^(?P<name>.*?)\s+(?P<value>[\d.]+) (?P<unit>GB/s|GFLOP/s|Gvalues/s)(?P<rest>.*)$")
+RATE = re.compile(r"\s+(?P<value>[\d.]+) (?P<unit>GB/s|GFLOP/s|Gop/s|Gvalues/s)")
 
 
 def figures(text: str) -> dict[tuple[str, str], float]:
     found = {}
     for line in text.splitlines():
-        match = LINE.match(line.strip())
-        if match:
-            name = re.sub(r"\s+[\d.]+ ms.*", "", match["name"])
-            found["-".join(re.findall(r"[\w.]+", name.split(": ")[-1])), match["unit"]] = float(match["value"])
+        rates = list(RATE.finditer(line))
+        if rates:
+            name = re.sub(r"\s+[\d.]+ ms.*", "", line[: rates[0].start()].strip())
+            words = "-".join(re.findall(r"[\w.]+", name.split(": ")[-1]))
+            found.update({(words, rate["unit"]): float(rate["value"]) for rate in rates})
     return found
 
 

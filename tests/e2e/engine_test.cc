@@ -8,6 +8,8 @@
 #include <random>
 
 #include "tests/support/engine_harness.h"
+#include "tests/support/temp_dir.h"
+#include "worker/checkpoint/packed_file.h"
 
 namespace millrace {
 namespace {
@@ -133,6 +135,7 @@ struct Arrangement {
   std::int32_t sequences = 16;
   ExchangeChoice exchange = ExchangeChoice::kAuto;
   bool shuffled_experts = false;  // homes other than runs of ids
+  Isa isa = Isa::kAuto;
 };
 
 // Expert e lives where a fixed shuffle of the contiguous placement puts it.
@@ -162,6 +165,7 @@ std::map<RequestId, Output> run_in(const std::string& model, const Arrangement& 
   config.cache.block_tokens = a.block;
   config.cache.max_sequences = a.sequences;
   config.scheduler.exchange = a.exchange;
+  config.grid.isa = a.isa;
   EngineHarness engine(config, a.shuffled_experts ? shuffle_experts : nullptr);
   if (together) return engine.run(requests);
   std::map<RequestId, Output> all;
@@ -252,6 +256,46 @@ TEST_P(SameTokens, WhenASequenceIsResumedFromItsTokens) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, SameTokens, ::testing::Values("moe", "dense", "moe-untied"));
+
+// Quantised weights, packed at the start for 8-bit dot products: contract C1 for their kernels.
+class PackedSameTokens : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(PackedSameTokens, WhateverTheGridLoadChunksAndThreads) {
+  const std::string quant = GetParam();
+  const std::string model = random_checkpoint(
+      "packed-" + quant + ".gguf", {"--preset", "tiny-moe", "--format", "gguf", "--quant", quant,
+                                    "--vocab", "320", "--tokenizer", "builtin", "--seed", "5"});
+  const std::vector<SequenceRequest> requests = mixed_requests(320);
+  const auto alone = run_in(model, {}, requests, /*together=*/false);
+  ASSERT_EQ(alone.size(), requests.size());
+  const std::vector<Arrangement> arrangements = {
+      {},
+      {.threads = 3},
+      {.step_tokens = 16, .chunk = 1},
+      {.stages = 2, .step_tokens = 24, .chunk = 7},
+      {.kv_tokens = 256, .sequences = 5},
+      {.lanes = 2, .exchange = ExchangeChoice::kFixed},
+      {.stages = 2, .lanes = 2, .threads = 2, .exchange = ExchangeChoice::kExact},
+      {.lanes = 4, .exchange = ExchangeChoice::kAllGather, .shuffled_experts = true},
+      {.chunk = 1000},
+  };
+  for (std::size_t i = 0; i < arrangements.size(); ++i) {
+    EXPECT_EQ(run_in(model, arrangements[i], requests, /*together=*/true), alone)
+        << "arrangement " << i;
+  }
+  // Packed once and mapped: the same weights, so the same bits.
+  test::TempDir folder;
+  const std::string packed = folder / "packed.gguf";
+  const auto written = write_packed({.model = model, .out = packed, .threads = 2});
+  ASSERT_TRUE(written) << written.error().to_string();
+  EXPECT_EQ(run_in(packed, {.stages = 2, .lanes = 2}, requests, /*together=*/true), alone);
+  // The sets that fuse have the same bits.
+  if (kernels::best_isa() == kernels::Isa::kAvx512) {
+    EXPECT_EQ(run_in(model, {.isa = Isa::kAvx2}, requests, /*together=*/true), alone);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Quants, PackedSameTokens, ::testing::Values("q4_0", "q4_k_m", "q8_0"));
 
 TEST(Layouts, PackedExpertsAndShardsGiveTheSameBits) {
   const std::vector<SequenceRequest> requests = mixed_requests(320);

@@ -1,6 +1,7 @@
 // The sample model against what Transformers computed of it (models/sample/reference.json):
 // perplexity of the held-out text, greedy continuations, logits; and the same through GGUF files of
 // it.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -113,10 +114,42 @@ TEST(Sample, PerplexityThroughGgufIsTransformersOnTheSameWeights) {
   ASSERT_FALSE(expected.empty());
   for (const auto& [quant, perplexity] : expected.items()) {
     const std::string path = gguf_of_sample(quant);
-    EngineHarness engine(sample_config(path));
+    ClusterConfig config = sample_config(path);
+    config.model.cpu_weights = CpuWeights::kMapped;  // f32 activations, as Transformers'
+    EngineHarness engine(config);
     const Nll nll = held_out_nll(engine, path);
     EXPECT_NEAR(nll.perplexity() / perplexity.get<double>(), 1.0, 1e-4) << quant;
   }
+}
+
+double perplexity_with(const std::string& path, CpuWeights weights) {
+  ClusterConfig config = sample_config(path);
+  config.model.cpu_weights = weights;
+  EngineHarness engine(config);
+  EXPECT_EQ(engine.setup().memory.ranks[0].packed_bytes > 0, weights != CpuWeights::kMapped);
+  return held_out_nll(engine, path).perplexity();
+}
+
+// 8-bit activations against 32-bit ones, on the same weights.
+TEST(Sample, PackedWeightsKeepThePerplexity) {
+  for (const std::string quant : {"q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k"}) {
+    const std::string path = gguf_of_sample(quant);
+    const double mapped = perplexity_with(path, CpuWeights::kMapped);
+    const double packed = perplexity_with(path, CpuWeights::kAuto);
+    EXPECT_NEAR(packed / mapped, 1.0, 0.005) << quant;
+    EXPECT_NE(packed, mapped) << quant << ": nothing was packed";
+    RecordProperty(quant, fmt::format("mapped {:.5f} packed {:.5f}", mapped, packed));
+  }
+}
+
+// bf16 weights rounded to 8 and 4 bits at the start, against the bf16 weights.
+TEST(Sample, QuantisingAtTheStartCostsLittle) {
+  const double original = reference().at("held_out").at("perplexity");
+  const double p8 = perplexity_with(kSample, CpuWeights::kP8);
+  const double p4 = perplexity_with(kSample, CpuWeights::kP4);
+  EXPECT_NEAR(p8 / original, 1.0, 0.005);
+  EXPECT_NEAR(p4 / original, 1.0, 0.05);
+  RecordProperty("perplexity", fmt::format("bf16 {:.5f} p8 {:.5f} p4 {:.5f}", original, p8, p4));
 }
 
 TEST(Sample, EveryGgufTypeLoadsAndStaysCloseToTheOriginal) {

@@ -17,6 +17,7 @@
 
 #include "kernels/buffer.h"
 #include "kernels/table.h"
+#include "tests/kernels/packed_bench.h"
 
 namespace millrace::kernels {
 namespace {
@@ -32,6 +33,8 @@ double now() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
+}  // namespace
+
 double seconds(const std::function<void()>& run, double budget) {
   run();
   double best = 1e9;
@@ -44,6 +47,8 @@ double seconds(const std::function<void()>& run, double budget) {
   }
   return best;
 }
+
+namespace {
 
 void fill(float* p, std::int64_t n, std::uint32_t seed) {
   std::mt19937 rng(seed);
@@ -201,6 +206,7 @@ void run(const KernelTable& table, const Context& context) {
   b.attention(DType::kBF16, 1, 4096);
   b.attention(DType::kF32, 64, 1024);
   b.swiglu();
+  if (table.name != "reference") run_packed(table.name, context, b.weights);
 }
 
 }  // namespace

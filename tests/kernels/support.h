@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/packed.h"
 #include "kernels/table.h"
 
 namespace millrace::kernels::testing {
@@ -133,6 +134,8 @@ inline TestWeight make_weight(DType dtype, std::int64_t rows, std::int64_t cols,
       case DType::kQ6_K:
         put_half(at + 208, u / 4096);
         break;
+      default:
+        ADD_FAILURE() << "packed weights are made from others: make_packed";
     }
   }
   w.values.resize(static_cast<std::size_t>(rows * cols));
@@ -140,9 +143,29 @@ inline TestWeight make_weight(DType dtype, std::int64_t rows, std::int64_t cols,
   return w;
 }
 
+// The same weight packed (kernels/packed.h); rows a multiple of 16.
+inline TestWeight make_packed(const TestWeight& source) {
+  TestWeight w;
+  w.view = source.view;
+  w.view.dtype = *packed_dtype(source.view.dtype);
+  w.bytes = std::make_unique<GuardedBytes>(static_cast<std::size_t>(w.view.bytes()));
+  pack_weight(source.view, w.bytes->data());
+  w.view.data = w.bytes->data();
+  w.values = source.values;
+  return w;
+}
+
+// Types of one row after the other: all but the packed ones.
 inline const std::vector<DType>& all_dtypes() {
   static const std::vector<DType> dtypes = {DType::kF32,  DType::kF16,  DType::kBF16,
                                             DType::kQ8_0, DType::kQ4_0, DType::kQ4_1,
+                                            DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
+  return dtypes;
+}
+
+// Those that can be packed.
+inline const std::vector<DType>& packable_dtypes() {
+  static const std::vector<DType> dtypes = {DType::kQ8_0, DType::kQ4_0, DType::kQ4_1,
                                             DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
   return dtypes;
 }

@@ -61,6 +61,13 @@ class EngineHarness {
   }
 
   Cell& cell() { return *cell_; }
+  // Why the cell ended; waits until it has, up to 120 s.
+  std::string wait_failure() {
+    for (int i = 0; i < 12'000 && ranks_->failure().empty(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return ranks_->failure();
+  }
   const CellSetup& setup() const { return *setup_; }
 
   // Submits all at once and returns what each became, by id.

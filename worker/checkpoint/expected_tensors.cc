@@ -4,6 +4,8 @@
 
 #include <set>
 
+#include "kernels/packed.h"
+
 namespace millrace {
 namespace {
 
@@ -91,6 +93,18 @@ void add_ffn(const ModelConfig& c, const TensorSource& source, std::int32_t laye
   add_experts(c, source, layer, out);
 }
 
+// Tiles of packed rows must not reach over the edge of a matrix, or an expert could not be taken
+// out of a stack.
+Result<void> check_packed(const TensorSource& source, const TensorEntry& entry) {
+  if (!kernels::is_packed(entry.dtype)) return {};
+  const bool fused = entry.name.find("gate_up_proj") != std::string::npos;
+  const std::int64_t rows = entry.shape[entry.shape.size() - 2] / (fused ? 2 : 1);
+  if (rows % kernels::kPackedRows == 0) return {};
+  return invalid(entry.name, fmt::format("{}: {} needs matrices of a multiple of {} rows, found {}",
+                                         source.path(), kernels::dtype_name(entry.dtype),
+                                         kernels::kPackedRows, shape_text(entry.shape)));
+}
+
 Result<void> check_one(const TensorSource& source, const ExpectedTensor& expected) {
   const TensorEntry* entry = source.find(expected.name);
   if (entry == nullptr) {
@@ -108,7 +122,7 @@ Result<void> check_one(const TensorSource& source, const ExpectedTensor& expecte
                    fmt::format("{}: expected {}, found {}", source.path(),
                                role_dtypes(expected.role), kernels::dtype_name(entry->dtype)));
   }
-  return {};
+  return check_packed(source, *entry);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <charconv>
 #include <utility>
 
-#include "config/gguf_file.h"
+#include "config/check.h"
 
 namespace millrace {
 namespace {
@@ -44,31 +44,21 @@ constexpr NamePair kLayerNames[] = {
     {"ffn_gate_up_exps.weight", "feed_forward.experts.gate_up_proj"},
 };
 
+constexpr std::pair<GgmlType, DType> kTypes[] = {
+    {GgmlType::kF32, DType::kF32},   {GgmlType::kF16, DType::kF16},
+    {GgmlType::kBF16, DType::kBF16}, {GgmlType::kQ8_0, DType::kQ8_0},
+    {GgmlType::kQ4_0, DType::kQ4_0}, {GgmlType::kQ4_1, DType::kQ4_1},
+    {GgmlType::kQ4_K, DType::kQ4_K}, {GgmlType::kQ5_K, DType::kQ5_K},
+    {GgmlType::kQ6_K, DType::kQ6_K}, {GgmlType::kP8_0, DType::kP8_0},
+    {GgmlType::kP4_0, DType::kP4_0}, {GgmlType::kP4_1, DType::kP4_1},
+    {GgmlType::kP4_K, DType::kP4_K}, {GgmlType::kP5_K, DType::kP5_K},
+    {GgmlType::kP6_K, DType::kP6_K},
+};
+static_assert(std::size(kTypes) == kernels::kNumDTypes);
+
 std::optional<DType> dtype_of(GgmlType type) {
-  switch (type) {
-    case GgmlType::kF32:
-      return DType::kF32;
-    case GgmlType::kF16:
-      return DType::kF16;
-    case GgmlType::kBF16:
-      return DType::kBF16;
-    case GgmlType::kQ8_0:
-      return DType::kQ8_0;
-    case GgmlType::kQ4_0:
-      return DType::kQ4_0;
-    case GgmlType::kQ4_1:
-      return DType::kQ4_1;
-    case GgmlType::kQ4_K:
-      return DType::kQ4_K;
-    case GgmlType::kQ5_K:
-      return DType::kQ5_K;
-    case GgmlType::kQ6_K:
-      return DType::kQ6_K;
-    case GgmlType::kQ5_0:
-    case GgmlType::kQ5_1:
-    case GgmlType::kQ2_K:
-    case GgmlType::kQ3_K:
-      break;
+  for (const auto& [ggml, dtype] : kTypes) {
+    if (ggml == type) return dtype;
   }
   return std::nullopt;
 }
@@ -94,6 +84,13 @@ Result<TensorEntry> to_entry(const GgufFile& file, const GgufTensor& tensor) {
 }
 
 }  // namespace
+
+GgmlType ggml_type_of(DType wanted) {
+  for (const auto& [ggml, dtype] : kTypes) {
+    if (dtype == wanted) return ggml;
+  }
+  CHECK(false, "dtype={}", static_cast<int>(wanted));
+}
 
 std::optional<std::string> hf_name_of_gguf(std::string_view gguf_name) {
   for (const auto& [gguf, hf] : kModelNames) {

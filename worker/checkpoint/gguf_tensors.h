@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "config/gguf_file.h"
 #include "config/result.h"
 #include "worker/checkpoint/tensor_source.h"
 
@@ -15,6 +16,9 @@ namespace millrace {
 // does not have. Expert stacks become experts.w1 / w3 / w2.weight, a fused one
 // experts.gate_up_proj. token_embd_norm is the final norm in spite of its name.
 std::optional<std::string> hf_name_of_gguf(std::string_view gguf_name);
+
+// How a file stores tensors of a type.
+GgmlType ggml_type_of(kernels::DType dtype);
 
 // Tensors without a Hugging Face name keep their own, to be refused as surplus. Refuses block
 // formats that the kernels do not read (kUnsupported, names the tensor).

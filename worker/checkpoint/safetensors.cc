@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "config/json_text.h"
+#include "worker/checkpoint/gguf_tensors.h"
 
 namespace millrace {
 namespace {
@@ -225,7 +226,9 @@ Result<TensorSource> open_safetensors_folder(const std::string& folder) {
   const std::filesystem::path base(folder);
   const std::string single = (base / "model.safetensors").string();
   const std::string index = (base / "model.safetensors.index.json").string();
+  const std::string packed = (base / kPackedFile).string();
   std::error_code ignored;
+  if (std::filesystem::exists(packed, ignored)) return open_gguf(packed);
   if (std::filesystem::exists(single, ignored)) return open_safetensors_file(single);
   if (!std::filesystem::exists(index, ignored)) {
     return Error{ErrorCode::kNotFound, folder,

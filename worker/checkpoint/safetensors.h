@@ -15,7 +15,10 @@ namespace millrace {
 // the tensor or the path, the message always names the file.
 Result<std::vector<TensorEntry>> parse_safetensors(const MappedFile& file);
 
-// A folder: model.safetensors when that is there, else the shards of model.safetensors.index.json,
+// What millrace pack leaves in a folder: a GGUF file with packed tensors under Hugging Face's names.
+inline constexpr char kPackedFile[] = "model.packed.gguf";
+
+// A folder: kPackedFile when that is there, else model.safetensors, else the shards of model.safetensors.index.json,
 // as transformers chooses. Refuses an index that names a shard that does not exist or lies outside
 // the folder, and a weight map that disagrees with what the shards hold.
 Result<TensorSource> open_safetensors_folder(const std::string& folder);

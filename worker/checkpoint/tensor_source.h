@@ -37,7 +37,7 @@ enum class ExpertPart : std::uint8_t { kGate, kUp, kDown };  // w1 [F, D], w3 [F
 
 class TensorSource {
  public:
-  // A Hugging Face folder (model.safetensors, else the shards that model.safetensors.index.json
+  // A Hugging Face folder (model.packed.gguf, else model.safetensors, else the shards that model.safetensors.index.json
   // names), a single .safetensors file, or a .gguf file. Checks the containers: extents, overlaps,
   // duplicates, element types. Whether the tensors are those of the model is checked by
   // validate_tensors (worker/checkpoint/expected_tensors.h).

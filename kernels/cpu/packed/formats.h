@@ -1,0 +1,164 @@
+// How the tiles read a unit of each packed type (kernels/packed.h): the quants of kPartLanes rows,
+// four inputs at a time, and the coefficients of the rows. `group` counts those rows within the 16;
+// `b` the blocks of 32 values within a unit; `half` the 16 values that have a scale in common.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cpu/packed/dots.h"
+
+namespace millrace::kernels::MILLRACE_ISA {
+
+using Bytes = const std::uint8_t*;
+
+MILLRACE_ALWAYS_INLINE Part half_plane(Bytes plane, int group) {
+  return part_load_f16(reinterpret_cast<const std::uint16_t*>(plane) + group * kPartLanes);
+}
+// A byte of each row; bytes beyond kPartLanes are zero. One load and no detour through memory.
+MILLRACE_ALWAYS_INLINE Bytes16 byte_plane(Bytes plane, int group) {
+  if constexpr (kPartLanes == 16) {
+    Bytes16 v;
+    std::memcpy(&v, plane, sizeof v);
+    return v;
+  } else {
+    using Word = std::conditional_t<kPartLanes == 8, std::uint64_t, std::uint32_t>;
+    typedef Word Words __attribute__((vector_size(16)));  // NOLINT: `using` drops the attribute
+    Word word;
+    std::memcpy(&word, plane + group * kPartLanes, sizeof word);
+    return reinterpret_cast<Bytes16>(Words{word});
+  }
+}
+MILLRACE_ALWAYS_INLINE Quants line(Bytes lines, int index, int group) {
+  return load_quants(lines + 64 * index + 4 * kPartLanes * group);
+}
+
+// Blocks of 32 with a scale: four lines of nibbles, the low ones inputs 0-15, the high ones 16-31.
+template <int kHeader>
+struct Nibbles32 {
+  static constexpr int kValues = 32;
+  static constexpr int kBytes = kHeader + 256;
+  static constexpr int kLargest = 15;
+  static constexpr int kHalves = 1;
+
+  template <class Sink>
+  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int, int, int group, Sink sink) {
+    MILLRACE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const Quants both = line(unit + kHeader, i, group);
+      sink(2 * i, i, both & 15);
+      sink(2 * i + 1, i + 4, nibbles(both, 4));
+    }
+  }
+  MILLRACE_ALWAYS_INLINE static Part scale(Bytes unit, int, int, int group) {
+    return half_plane(unit, group);
+  }
+};
+
+struct P4_0 : Nibbles32<32> {
+  static constexpr bool kMinimum = false;
+};
+
+struct P4_1 : Nibbles32<64> {
+  static constexpr bool kMinimum = true;
+  MILLRACE_ALWAYS_INLINE static Part minimum(Bytes unit, int, int group) {
+    return half_plane(unit + 32, group);
+  }
+};
+
+struct P8_0 {
+  static constexpr int kValues = 32;
+  static constexpr int kBytes = 32 + 512;
+  static constexpr int kLargest = 255;
+  static constexpr int kHalves = 1;
+  static constexpr bool kMinimum = false;
+
+  template <class Sink>
+  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int, int, int group, Sink sink) {
+    MILLRACE_UNROLL
+    for (int i = 0; i < 8; ++i) sink(i, i, line(unit + 32, i, group));
+  }
+  MILLRACE_ALWAYS_INLINE static Part scale(Bytes unit, int, int, int group) {
+    return half_plane(unit, group);
+  }
+};
+
+// The 6-bit scales and minima of Q4_K and Q5_K: d, dmin, then twelve planes of bytes.
+struct SixBitScales {
+  static constexpr int kValues = 256;
+  static constexpr int kHalves = 1;
+  static constexpr bool kMinimum = true;
+  static constexpr int kHeader = 64 + 12 * 16;
+
+  MILLRACE_ALWAYS_INLINE static Part scale(Bytes unit, int b, int, int group) {
+    const auto plane = [&](int i) __attribute__((always_inline)) {
+      return byte_plane(unit + 64 + 16 * i, group);
+    };
+    const Bytes16 bits = b < 4 ? plane(b) & 63 : (plane(b + 4) & 15) | ((plane(b - 4) >> 6) << 4);
+    return part_mul(half_plane(unit, group), part_from_u8<0>(bits));
+  }
+  MILLRACE_ALWAYS_INLINE static Part minimum(Bytes unit, int b, int group) {
+    const auto plane = [&](int i) __attribute__((always_inline)) {
+      return byte_plane(unit + 64 + 16 * i, group);
+    };
+    const Bytes16 bits = b < 4 ? plane(b + 4) & 63 : (plane(b + 4) >> 4) | ((plane(b) >> 6) << 4);
+    const Part product = part_mul(half_plane(unit + 32, group), part_from_u8<0>(bits));
+    return part_mul(product, part_set1(-1.0F));
+  }
+};
+
+struct P4_K : SixBitScales {
+  static constexpr int kBytes = kHeader + 32 * 64;
+  static constexpr int kLargest = 15;
+
+  template <class Sink>
+  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int b, int, int group, Sink sink) {
+    Bytes lines = unit + kHeader + 512 * (b / 2);
+    MILLRACE_UNROLL
+    for (int i = 0; i < 8; ++i) sink(i, i, nibbles(line(lines, i, group), 4 * (b % 2)));
+  }
+};
+
+struct P5_K : SixBitScales {
+  static constexpr int kBytes = kHeader + 8 * 64 + 32 * 64;
+  static constexpr int kLargest = 31;
+
+  template <class Sink>
+  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int b, int, int group, Sink sink) {
+    Bytes fifths = unit + kHeader;
+    Bytes lines = fifths + 512 + 512 * (b / 2);
+    MILLRACE_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const Quants low = nibbles(line(lines, i, group), 4 * (b % 2));
+      sink(i, i, low | move_bits(line(fifths, i, group), b, 4, 1));
+    }
+  }
+};
+
+struct P6_K {
+  static constexpr int kValues = 256;
+  static constexpr int kHeader = 32 + 16 * 16;
+  static constexpr int kBytes = kHeader + 32 * 64 + 16 * 64;
+  static constexpr int kLargest = 63;
+  static constexpr int kHalves = 2;
+  static constexpr bool kMinimum = false;
+
+  // Block b is quarter b % 4 of half b / 4 of Q6_K's 256 values.
+  template <class Sink>
+  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int b, int half, int group, Sink sink) {
+    const int quarter = b % 4;
+    Bytes low = unit + kHeader + 64 * (16 * (b / 4) + 8 * (quarter % 2));
+    Bytes high = unit + kHeader + 32 * 64 + 64 * (8 * (b / 4));
+    MILLRACE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int g = 4 * half + i;
+      const Quants four = nibbles(line(low, g, group), 4 * (quarter / 2));
+      sink(i, g, four | move_bits(line(high, g, group), 2 * quarter, 4, 3));
+    }
+  }
+  MILLRACE_ALWAYS_INLINE static Part scale(Bytes unit, int b, int half, int group) {
+    const Bytes16 bits = byte_plane(unit + 32 + 16 * (2 * b + half), group);
+    return part_mul(half_plane(unit, group), part_from_i8<0>(bits));
+  }
+};
+
+}  // namespace millrace::kernels::MILLRACE_ISA

@@ -1,0 +1,60 @@
+// How .cu files start kernels and declare dynamic shared memory. Its twin in
+// tests/cuda_emulator/include compiles the same files for the CPU.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <tuple>
+#include <utility>
+
+#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/types.h"
+
+// `unsigned char* name`: the block's dynamic shared memory, aligned to 1024 bytes. Once per kernel,
+// at function scope. Uninitialised.
+#define MILLRACE_DYNAMIC_SMEM(name)                                        \
+  extern __shared__ __align__(1024) unsigned char millrace_dynamic_smem[]; \
+  unsigned char* const name = millrace_dynamic_smem
+
+namespace millrace::kernels::cuda {
+
+struct LaunchShape {
+  dim3 grid{1};
+  dim3 block{1};
+  std::size_t smem_bytes = 0;  // dynamic; above 48 KiB launch() makes the opt-in
+  // Where the launch stands, for error messages.
+  const char* file = __builtin_FILE();
+  int line = __builtin_LINE();
+};
+
+namespace detail {
+// In runtime.cc. Throws CudaError("launch file:line", ...).
+void launch_kernel(const void* kernel, const LaunchShape& shape, StreamRef stream, void** args);
+}  // namespace detail
+
+// launch(kernel, {grid, block, smem_bytes}, stream, args...): asynchronous, in stream order,
+// capturable. A grid without blocks launches nothing. Arguments convert to the kernel's parameters.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), const LaunchShape& shape, StreamRef stream, Args&&... args) {
+  static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each kernel parameter");
+  if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
+  std::tuple<std::remove_const_t<Params>...> values{std::forward<Args>(args)...};
+  std::apply(
+      [&](auto&... value) {
+        void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))..., nullptr};
+        detail::launch_kernel(reinterpret_cast<const void*>(kernel), shape, stream, pointers);
+      },
+      values);
+}
+
+// The same memory as host headers and device code name it.
+__host__ __device__ inline __nv_bfloat16* device_cast(BFloat16* p) {
+  return reinterpret_cast<__nv_bfloat16*>(p);
+}
+__host__ __device__ inline const __nv_bfloat16* device_cast(const BFloat16* p) {
+  return reinterpret_cast<const __nv_bfloat16*>(p);
+}
+
+}  // namespace millrace::kernels::cuda

@@ -1,0 +1,99 @@
+// Kernel launches and tensor maps over the CUDA runtime; the rest is in runtime.cc.
+#include <cuda.h>
+#include <cuda_runtime.h>
+#include <fmt/format.h>
+
+#include <map>
+#include <mutex>
+#include <string_view>
+#include <utility>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/runtime.h"
+
+namespace millrace::kernels::cuda {
+namespace {
+
+// What a block gets without asking.
+constexpr std::size_t kPlainSmemBytes = 48 << 10;
+
+// Raises the limit of dynamic shared memory of a kernel on the current device, once for each new
+// most.
+cudaError_t opt_in(const void* kernel, std::size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, std::size_t> granted;
+  const std::lock_guard lock(mutex);
+  std::size_t& most = granted[{current_device(), kernel}];
+  if (bytes <= most) return cudaSuccess;
+  const cudaError_t code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                static_cast<int>(bytes));
+  if (code == cudaSuccess) most = bytes;
+  return code;
+}
+
+std::string launch_name(const LaunchShape& shape) {
+  const std::string_view path = shape.file;
+  return fmt::format("launch {}:{}", path.substr(path.rfind('/') + 1), shape.line);
+}
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+EncodeTiled encode_tiled() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  const cudaError_t code = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                            12000, cudaEnableDefault, &result);
+  if (code != cudaSuccess || result != cudaDriverEntryPointSuccess || function == nullptr) {
+    throw CudaError("cuTensorMapEncodeTiled", code == cudaSuccess ? cudaErrorNotSupported : code,
+                    "the driver does not have it");
+  }
+  return reinterpret_cast<EncodeTiled>(function);
+}
+
+}  // namespace
+
+void detail::launch_kernel(const void* kernel, const LaunchShape& shape, StreamRef stream,
+                           void** args) {
+  cudaError_t code = cudaSuccess;
+  if (shape.smem_bytes > kPlainSmemBytes) code = opt_in(kernel, shape.smem_bytes);
+  if (code == cudaSuccess) {
+    code = cudaLaunchKernel(kernel, shape.grid, shape.block, args, shape.smem_bytes,
+                            static_cast<cudaStream_t>(stream.handle));
+  }
+  if (code == cudaSuccess) return;
+  cudaGetLastError();
+  throw CudaError(launch_name(shape), code, cudaGetErrorString(code));
+}
+
+TensorMap make_tensor_map(const TensorMapSpec& spec) {
+  check_tensor_map(spec);
+  static const EncodeTiled encode = encode_tiled();
+  const CUtensorMapDataType type = spec.element_bytes == 2   ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                   : spec.element_bytes == 4 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                                                             : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  const std::int64_t stride = spec.row_stride == 0 ? spec.cols : spec.row_stride;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(spec.cols),
+                              static_cast<cuuint64_t>(spec.rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride * spec.element_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(spec.box_cols),
+                            static_cast<cuuint32_t>(spec.box_rows)};
+  const cuuint32_t steps[] = {1, 1};
+  // The enumerators of Swizzle are in the driver's order: none, 32, 64, 128 bytes.
+  static_assert(CU_TENSOR_MAP_SWIZZLE_NONE == 0 && CU_TENSOR_MAP_SWIZZLE_128B == 3);
+  TensorMap map;
+  static_assert(sizeof(TensorMap) == sizeof(CUtensorMap));
+  // Makes the device's context current, which the driver wants and no call before this may have
+  // done.
+  set_device(current_device());
+  const CUresult code =
+      encode(reinterpret_cast<CUtensorMap*>(map.opaque), type, 2, const_cast<void*>(spec.data),
+             sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             static_cast<CUtensorMapSwizzle>(spec.swizzle), CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (code != CUDA_SUCCESS) {
+    throw CudaError("cuTensorMapEncodeTiled", static_cast<int>(code), "the driver refused the map");
+  }
+  return map;
+}
+
+}  // namespace millrace::kernels::cuda

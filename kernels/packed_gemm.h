@@ -1,0 +1,88 @@
+// Dot products of packed weights (kernels/packed.h) with activations rounded to 8 bits.
+//
+// Each block of 32 activations gets a scale s = max|x| / 127 and values q = round(x * (127 /
+// max|x|)), to nearest, ties to even. Then for every row and token, over the blocks of K in
+// ascending order, starting from +0:
+//
+//   P8_0, P4_0   y = fma(float(dot), d * s, y)        dot = sum of weight quant * q, exact in int32
+//   P4_1         y = fma(float(dot), d * s, y), y = fma(m, t, y)         t = s * float(sum of q)
+//   P4_K, P5_K   the same with d * scale for d and -(dmin * min) for m
+//   P6_K         y = fma(float(dot), (d * scale) * s, y) for the first 16 values, then for the rest
+//
+// So the bits depend on the row, the token and K alone (contract C1), and are the same in all sets
+// that fuse; portable multiplies and adds apart. Quants of Q4_0, Q6_K and Q8_0 count from their
+// middle (n - 8, n - 32, q). A block whose largest magnitude is below 2^-100 counts as zeros. A
+// block with a NaN or an infinity makes every y of its token NaN.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/gemm.h"
+#include "kernels/grouped_gemm.h"
+#include "kernels/packed.h"
+
+namespace millrace::kernels {
+
+inline constexpr std::int64_t kQuantBlock = 32;
+
+// 32 activations as the kernels read them. Unsigned weight quants are offset by o from the values
+// they stand for; the start values make up for it: -o * (sum of q) over the block, or over each
+// half where the weight has a scale for each 16 values.
+struct QuantizedBlock {
+  std::int8_t q[kQuantBlock];
+  float scale;            // s
+  float sum;              // t
+  std::int32_t start[2];  // [0] alone unless halves
+};
+static_assert(sizeof(QuantizedBlock) == 48);
+
+struct QuantizeMode {
+  std::int32_t offset = 0;
+  bool halves = false;
+  bool operator==(const QuantizeMode&) const = default;
+};
+QuantizeMode quantize_mode(DType packed);
+
+inline constexpr int kMaxTileTokens = 8;
+inline constexpr int kPackedTypes = 6;
+
+// One tile: 16 weight rows by some tokens, over the whole of K.
+struct PackedTile {
+  const std::byte* w = nullptr;
+  std::int64_t blocks = 0;  // K / 32
+  const QuantizedBlock* x[kMaxTileTokens] = {};
+  float* y = nullptr;  // 16 values for each token, y_stride apart
+  std::int64_t y_stride = 0;
+  bool add = false;
+  // Memory that will be wanted soon: so many bytes of it are asked for in each block.
+  const std::byte* prefetch = nullptr;
+  std::int64_t prefetch_bytes = 0;
+};
+
+using PackedTileFn = void(const PackedTile&);
+using QuantizeFn = void(const float* x, std::int64_t blocks, QuantizeMode mode,
+                        QuantizedBlock* out);
+
+// What an instruction set brings: kernels/cpu/packed.
+struct PackedKernels {
+  std::string_view name;
+  int tile_tokens = 0;  // at most kMaxTileTokens
+  QuantizeFn* quantize = nullptr;
+  PackedTileFn* tiles[kPackedTypes][kMaxTileTokens] = {};  // [type - kP8_0][tokens - 1]
+};
+
+// The kernels that the set `set` ("portable", "avx2", "avx512") runs on this CPU, which may have
+// more than the set asks for (VNNI).
+const PackedKernels& packed_kernels(std::string_view set);
+// All that this CPU can run, for tests and benchmarks.
+std::span<const PackedKernels* const> all_packed_kernels();
+
+// gemm and grouped_gemm for packed weights; experts of other types are left out. Quantised rows lie
+// in context.workspace, or in the calling thread's scratch where there is none; more rows than fit
+// are worked through in turn.
+void packed_gemm(const PackedKernels& kernels, const Context& context, MatrixView<const float> x,
+                 const WeightView& w, Accumulate accumulate, MatrixView<float> y);
+void packed_grouped_gemm(const PackedKernels& kernels, const Context& context,
+                         const GroupedGemmArgs& args);
+
+}  // namespace millrace::kernels

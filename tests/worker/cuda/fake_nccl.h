@@ -1,0 +1,33 @@
+// A libnccl of one rank in host memory, with faults: for the error paths of
+// parallel/nccl_communicator.h.
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "parallel/nccl_api.h"
+
+namespace millrace::testing {
+
+// What the fake does next. One at a time; tests set it before they make a communicator.
+struct FakeNccl {
+  int init_code = 0;
+  bool init_hangs = false;  // until release
+  int call_code = 0;        // of every send, recv and collective
+  bool call_hangs = false;  // until abort, or with abort_does_nothing until release
+  bool abort_does_nothing = false;
+  int async_error = 0;
+  std::atomic<bool> release{false};
+  std::atomic<int> aborts{0};
+  std::atomic<int> destroys{0};
+  std::vector<std::string> calls;  // of the rank's thread
+};
+FakeNccl& fake_nccl();
+// Everything as new.
+void reset_fake_nccl();
+
+// `all_to_all` false: as NCCL before 2.28.
+const parallel::NcclApi& fake_nccl_api(bool all_to_all = true);
+
+}  // namespace millrace::testing

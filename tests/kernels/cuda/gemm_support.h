@@ -4,12 +4,22 @@
 #include <fmt/format.h>
 
 #include <optional>
+#include <ostream>
 
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/gemm_pack.h"
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/quantize.h"
 #include "tests/kernels/cuda/op_support.h"
+
+namespace millrace::kernels::cuda {
+
+// Names tests for ctest.
+inline void PrintTo(WeightFormat format, std::ostream* out) {
+  *out << (format == WeightFormat::kBf16 ? "bf16" : "fp8");
+}
+
+}  // namespace millrace::kernels::cuda
 
 namespace millrace::kernels::cuda::testing {
 

@@ -268,7 +268,9 @@ TEST(GemmPlanTest, WorkspacesHoldEveryPlanUpToTheirTokens) {
         ASSERT_LE(plan.ticket_count, size.ticket_count) << t;
         splits += plan.spread == GemmSpread::kSplit ? 1 : 0;
       }
-      if (groups == 1) EXPECT_GT(splits, 0);
+      if (groups == 1) {
+        EXPECT_GT(splits, 0);
+      }
       EXPECT_LT(size.partial_bytes, 64 << 20);
     }
   }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <ostream>
 #include <random>
 
 #include "parallel/staged_communicator.h"
@@ -139,6 +140,11 @@ struct Case {
   std::vector<std::int64_t> tokens;  // by lane
   Choice choice = Choice::kAny;
 };
+
+// Names tests for ctest.
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << fmt::format("{} {}", c.name, fmt::join(c.tokens, ","));
+}
 
 class Exchange : public ::testing::TestWithParam<Case> {};
 

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <functional>
+#include <ostream>
 #include <set>
 #include <sstream>
 
@@ -90,6 +91,8 @@ struct Refusal {
   std::string field;
   std::string message;  // part of it
 };
+
+void PrintTo(const Refusal& refusal, std::ostream* out) { *out << refusal.field; }
 
 class ClusterConfigRefusalTest : public testing::TestWithParam<Refusal> {};
 

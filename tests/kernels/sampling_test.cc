@@ -3,6 +3,7 @@
 // vectors of the Random123 distribution, and a chi-square test of the draws.
 #include "kernels/sampling.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <ostream>
 #include <random>
 #include <vector>
 
@@ -130,6 +132,11 @@ struct FilterCase {
   float spread;
   SamplingRow row;
 };
+
+void PrintTo(const FilterCase& c, std::ostream* out) {
+  *out << fmt::format("V={} spread={} temperature={} top_k={} top_p={} min_p={}", c.vocab, c.spread,
+                      c.row.temperature, c.row.top_k, c.row.top_p, c.row.min_p);
+}
 
 class SamplingFilterTest : public testing::TestWithParam<FilterCase> {};
 

@@ -1,6 +1,7 @@
 #include "kernels/cuda/qk_norm_rope.h"
 
 #include <algorithm>
+#include <ostream>
 #include <set>
 
 #include "kernels/qk_norm_rope.h"
@@ -111,6 +112,11 @@ std::size_t page_index(const Shape& s, std::int64_t slot, std::int64_t g, std::i
   const std::int64_t offset = slot % s.block_size;
   return static_cast<std::size_t>(((block * s.groups + g) * s.block_size + offset) * s.head_dim +
                                   i);
+}
+
+void PrintTo(const Shape& s, std::ostream* out) {
+  *out << "H=" << s.heads << " G=" << s.groups << " head_dim=" << s.head_dim
+       << " block=" << s.block_size;
 }
 
 class CudaQkNormRopeShapes : public ::testing::TestWithParam<Shape> {};

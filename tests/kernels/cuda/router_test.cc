@@ -1,6 +1,7 @@
 #include "kernels/cuda/router.h"
 
 #include <algorithm>
+#include <ostream>
 
 #include "kernels/router.h"
 #include "tests/kernels/cuda/op_support.h"
@@ -71,6 +72,8 @@ bool decided(const Case& c, std::int64_t t) {
 struct Shape {
   std::int64_t experts, k;
 };
+
+void PrintTo(const Shape& s, std::ostream* out) { *out << "E=" << s.experts << " K=" << s.k; }
 
 class CudaRouterShapes : public ::testing::TestWithParam<Shape> {};
 

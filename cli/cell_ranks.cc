@@ -43,6 +43,7 @@ ModelWeights load_reporting(const CellSetup& setup, const RankShard& shard,
                             const Progress& progress) {
   LoadOptions options;
   options.prefault = setup.config.model.prefault && !on_devices(setup.config);
+  options.random_values = !on_devices(setup.config);
   options.threads = setup.config.grid.threads_per_rank;
   options.cpu_weights =
       on_devices(setup.config) ? CpuWeights::kMapped : setup.config.model.cpu_weights;

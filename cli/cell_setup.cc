@@ -43,6 +43,7 @@ std::string fingerprint(const TensorSource& source, const ClusterConfig& config,
   const auto add = [context](const void* data, std::size_t bytes) {
     EVP_DigestUpdate(context, data, bytes);
   };
+  if (source.random() != nullptr) add(source.path().data(), source.path().size());
   for (const TensorEntry& tensor : source.tensors()) {
     const std::string line = fmt::format(
         "{} {} {}\n", tensor.name, kernels::dtype_name(tensor.dtype), shape_text(tensor.shape));

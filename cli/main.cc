@@ -31,7 +31,8 @@ class ConfigOptions {
   void add(CLI::App& app) {
     app.add_option("--config", file_, "YAML configuration (see config/default.yaml)")
         ->check(CLI::ExistingFile);
-    app.add_option("--model", model_, "Hugging Face folder or .gguf file [model.path]");
+    app.add_option("--model", model_,
+                   "Hugging Face folder, .gguf file or random:SHAPE [model.path]");
     app.add_option("--stages", stages_, "pipeline stages of a cell [grid.stages]");
     app.add_option("--lanes", lanes_, "expert lanes of a stage [grid.lanes]");
     app.add_option("--set", sets_, "any field, as section.field=value; may be repeated");

@@ -4,7 +4,9 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "cli/random_text.h"
 #include "config/gguf_file.h"
+#include "config/random_model.h"
 #include "net/text/tokenizer_gguf.h"
 
 namespace millrace {
@@ -51,6 +53,11 @@ Result<TextModel> load_gguf(const std::string& path) {
 }  // namespace
 
 Result<TextModel> load_text_model(const std::string& path) {
+  if (is_random_model(path)) {
+    Result<text::Tokenizer> made = random_tokenizer(path);
+    if (!made) return made.error();
+    return TextModel{std::move(*made), std::nullopt};
+  }
   if (path.ends_with(".gguf")) return load_gguf(path);
   Result<text::Tokenizer> tokenizer = text::Tokenizer::load(path);
   if (!tokenizer) return tokenizer.error();

@@ -20,7 +20,7 @@ struct TextModel {
 // defaults; a GGUF file says nothing. Errors name the field.
 Result<net::SamplingDefaults> load_sampling_defaults(const std::string& path);
 
-// `path`: a Hugging Face folder or a .gguf file.
+// `path`: a Hugging Face folder, a .gguf file, or a random model (cli/random_text.h).
 Result<TextModel> load_text_model(const std::string& path);
 
 }  // namespace millrace

@@ -92,7 +92,10 @@ struct ModelSection {
 
   template <class Self, class Visitor>
   static void fields(Self& s, Visitor&& v) {
-    v({"path", "Hugging Face folder (config.json, safetensors) or .gguf file of the model."},
+    v({"path",
+       "Hugging Face folder (config.json, safetensors) or .gguf file of the model. For "
+       "measurements: random:24b-a2b or random:8b-a1b, a shape with random weights, and a seed "
+       "behind another colon if you like."},
       s.path);
     v({"served_name", "Name that clients see and ask for. Empty: the last part of model.path."},
       s.served_name);

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "config/model_config_internal.h"
+#include "config/random_model.h"
 
 namespace millrace {
 namespace model_config_detail {
@@ -65,6 +66,7 @@ std::optional<Error> check_consistency(const ModelConfig& c, const std::string& 
 }  // namespace model_config_detail
 
 Result<ModelConfig> load_model_config(const std::string& path) {
+  if (is_random_model(path)) return random_model_config(path);
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) {
     return model_config_detail::load_hf_config(path);

@@ -9,6 +9,7 @@
 #include "config/check.h"
 #include "worker/checkpoint/expected_tensors.h"
 #include "worker/checkpoint/prefault.h"
+#include "worker/checkpoint/random_tensors.h"
 
 namespace millrace {
 namespace {
@@ -189,6 +190,19 @@ std::uint64_t total_of(const std::vector<Range>& ranges) {
   return bytes;
 }
 
+// Gives a random model's matrices their values.
+Result<void> make_values(ModelWeights& weights, const LoadOptions& options) {
+  if (weights.random == nullptr || !options.random_values) return {};
+  // Packing gives a source's pages back, which only a file has a second time.
+  if (options.cpu_weights == CpuWeights::kP4 || options.cpu_weights == CpuWeights::kP8) {
+    return Error{ErrorCode::kUnsupported, "model.cpu_weights",
+                 "random models are not quantised: use auto or mapped"};
+  }
+  std::vector<WeightView> views;
+  for (const MatrixUse& matrix : matrices_of(weights)) views.push_back(*matrix.view);
+  return weights.random->fill(views, options.threads);
+}
+
 // Packs what `options` asks for and reads the rest into memory.
 void bring_in(ModelWeights& weights, const LoadOptions& options) {
   const std::vector<MatrixUse> matrices = matrices_of(weights);
@@ -250,6 +264,8 @@ Result<ModelWeights> load_weights(const TensorSource& source, const ModelConfig&
     out.lm_head =
         take.matrix(config.tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
   }
+  out.random = source.random();
+  if (auto made = make_values(out, options); !made) return made.error();
   bring_in(out, options);
   return out;
 }

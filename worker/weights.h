@@ -76,6 +76,7 @@ struct ModelWeights {
   kernels::WeightView lm_head;       // [V, D]; the embedding when tied; empty unless last stage
   std::uint64_t mapped_bytes = 0;    // of all distinct views into the maps
   std::shared_ptr<const AnonymousMemory> packed;  // of the other views; null when there are none
+  std::shared_ptr<const RandomMemory> random;     // of a random model's views; else null
 
   bool any_packed = false;  // some matrix is of a packed type, whether packed here or in the file
 
@@ -83,10 +84,12 @@ struct ModelWeights {
 };
 
 struct LoadOptions {
+  // False: of a random model nothing but addresses, since a device makes the values.
+  bool random_values = true;
   // Reads every page of the views now, so that no request waits for the disk.
   bool prefault = false;
   int threads = 1;
-  CpuWeights cpu_weights = CpuWeights::kMapped;
+  CpuWeights cpu_weights = CpuWeights::kMapped;  // random models: mapped or auto
   // While packing and prefaulting: bytes of the checkpoint read so far and in all, from the calling
   // thread, never decreasing; the last call has both equal. May be empty.
   LoadProgress progress;

@@ -3,31 +3,10 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/philox.cuh"
 #include "kernels/cuda/sampling_select.cuh"
 
 namespace millrace::kernels::cuda {
-
-// kernels/philox.h, whose std::array device code cannot use.
-__device__ inline std::uint64_t device_draw_bits(std::uint64_t seed, std::uint32_t choice,
-                                                 std::uint64_t position) {
-  std::uint32_t c0 = static_cast<std::uint32_t>(position);
-  std::uint32_t c1 = static_cast<std::uint32_t>(position >> 32);
-  std::uint32_t c2 = choice;
-  std::uint32_t c3 = 0;
-  std::uint32_t k0 = static_cast<std::uint32_t>(seed);
-  std::uint32_t k1 = static_cast<std::uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t product0 = std::uint64_t{0xD2511F53} * c0;
-    const std::uint64_t product1 = std::uint64_t{0xCD9E8D57} * c2;
-    c0 = static_cast<std::uint32_t>(product1 >> 32) ^ c1 ^ k0;
-    c1 = static_cast<std::uint32_t>(product1);
-    c2 = static_cast<std::uint32_t>(product0 >> 32) ^ c3 ^ k1;
-    c3 = static_cast<std::uint32_t>(product0);
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
-  }
-  return (std::uint64_t{c1} << 32) | c0;
-}
 
 struct Largest {
   float value;

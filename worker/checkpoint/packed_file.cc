@@ -277,6 +277,9 @@ Result<PackSummary> write_packed(const PackOptions& options) {
   if (!config) return config.error();
   auto source = TensorSource::open(options.model);
   if (!source) return source.error();
+  if (source->random() != nullptr) {
+    return Error{ErrorCode::kUnsupported, "model.path", "random models cannot be packed"};
+  }
   if (auto checked = validate_tensors(*source, *config); !checked) return checked.error();
   auto tensors = choose(*source, *config, options.weights, !folder);
 

@@ -4,7 +4,9 @@
 
 #include <filesystem>
 
+#include "config/random_model.h"
 #include "worker/checkpoint/gguf_tensors.h"
+#include "worker/checkpoint/random_tensors.h"
 #include "worker/checkpoint/safetensors.h"
 
 namespace millrace {
@@ -22,6 +24,7 @@ std::string shape_text(std::span<const std::int64_t> shape) {
 }
 
 Result<TensorSource> TensorSource::open(const std::string& path) {
+  if (is_random_model(path)) return open_random_model(path);
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) return open_safetensors_folder(path);
   if (path.ends_with(".safetensors")) return open_safetensors_file(path);
@@ -43,6 +46,15 @@ Result<TensorSource> TensorSource::make(std::string path, std::vector<MappedFile
                                  entry.stored_name, source.entries_[it->second].stored_name));
     }
   }
+  return source;
+}
+
+Result<TensorSource> TensorSource::make(std::string path,
+                                        std::shared_ptr<const RandomMemory> memory,
+                                        std::vector<TensorEntry> entries) {
+  Result<TensorSource> source =
+      make(std::move(path), std::vector<MappedFile>{}, std::move(entries));
+  if (source) source->random_ = std::move(memory);
   return source;
 }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -35,11 +36,14 @@ std::string shape_text(std::span<const std::int64_t> shape);  // "[65536, 2048]"
 // The three matrices of one expert: out = w2 (silu(w1 u) * (w3 u)).
 enum class ExpertPart : std::uint8_t { kGate, kUp, kDown };  // w1 [F, D], w3 [F, D], w2 [D, F]
 
+class RandomMemory;
+
 class TensorSource {
  public:
-  // A Hugging Face folder (model.packed.gguf, else model.safetensors, else the shards that model.safetensors.index.json
-  // names), a single .safetensors file, or a .gguf file. Checks the containers: extents, overlaps,
-  // duplicates, element types. Whether the tensors are those of the model is checked by
+  // A Hugging Face folder (model.packed.gguf, else model.safetensors, else the shards that
+  // model.safetensors.index.json names), a single .safetensors file, or a .gguf file. Checks the
+  // containers: extents, overlaps, duplicates, element types. Or random:SHAPE
+  // (worker/checkpoint/random_tensors.h). Whether the tensors are those of the model is checked by
   // validate_tensors (worker/checkpoint/expected_tensors.h).
   static Result<TensorSource> open(const std::string& path);
 
@@ -47,12 +51,16 @@ class TensorSource {
   // one name.
   static Result<TensorSource> make(std::string path, std::vector<MappedFile> files,
                                    std::vector<TensorEntry> entries);
+  static Result<TensorSource> make(std::string path, std::shared_ptr<const RandomMemory> memory,
+                                   std::vector<TensorEntry> entries);
 
   const std::string& path() const { return path_; }
   std::span<const TensorEntry> tensors() const { return entries_; }
   const TensorEntry* find(std::string_view name) const;
   std::uint64_t total_bytes() const;
   std::span<const MappedFile> files() const { return files_; }
+  // Null for files. Otherwise what holds the matrices, whose values are still to be made.
+  const std::shared_ptr<const RandomMemory>& random() const { return random_; }
 
   // One expert's matrix, however the experts are stored. For layer prefix
   // P = model.layers.{layer}.feed_forward.experts:
@@ -67,6 +75,7 @@ class TensorSource {
  private:
   std::string path_;
   std::vector<MappedFile> files_;
+  std::shared_ptr<const RandomMemory> random_;
   std::vector<TensorEntry> entries_;
   std::map<std::string, std::size_t, std::less<>> index_;
 };

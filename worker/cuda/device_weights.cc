@@ -139,8 +139,9 @@ Result<DeviceWeights> DeviceWeights::load(const ModelConfig& model, const RankSh
   out.load_seconds_ =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const double seconds = std::max(out.load_seconds_, 1e-9);
-  spdlog::info("weights: {:.2f} GB to the device in {:.2f} s, {:.2f} GB/s",
-               static_cast<double>(out.source_bytes_) * 1e-9, seconds,
+  spdlog::info("weights: {:.2f} GB {} the device in {:.2f} s, {:.2f} GB/s",
+               static_cast<double>(out.source_bytes_) * 1e-9,
+               weights.random == nullptr ? "to" : "of random values made on", seconds,
                static_cast<double>(out.source_bytes_) * 1e-9 / seconds);
   return out;
 }

@@ -40,6 +40,8 @@ std::vector<WeightView> slice(const std::vector<WeightView>& stack, std::int64_t
 
 class Planner {
  public:
+  explicit Planner(const RandomMemory* random) : random_(random) {}
+
   void floats(const std::string& name, const std::vector<float>& values, const float* target) {
     if (values.empty()) return;
     UploadPiece piece;
@@ -57,6 +59,7 @@ class Planner {
       piece.kind = Kind::kRows;
       piece.name = name;
       piece.rows = slice({view}, r, step);
+      piece.random = random_;
       piece.target = static_cast<std::byte*>(const_cast<void*>(target)) +
                      r * view.cols * static_cast<std::int64_t>(sizeof(BFloat16));
       pieces_.push_back(std::move(piece));
@@ -73,6 +76,7 @@ class Planner {
       piece.format = to.format;
       piece.remainder = remainder;
       piece.rows = slice(stack, r, step);
+      piece.random = random_;
       piece.target = tile_at(to, r);
       pieces_.push_back(std::move(piece));
     }
@@ -92,6 +96,7 @@ class Planner {
       piece.name = name + ".w1 and w3";
       piece.format = w13.format;
       piece.rows = {slice({from.w1}, f, step).at(0), slice({from.w3}, f, step).at(0)};
+      piece.random = random_;
       piece.target = tile_at(w13, 2 * f);
       pieces_.push_back(std::move(piece));
     }
@@ -107,6 +112,7 @@ class Planner {
     return const_cast<std::byte*>(to.data) + row / kernels::cuda::kGemmTileRows * tile_bytes;
   }
 
+  const RandomMemory* random_;
   std::vector<UploadPiece> pieces_;
 };
 
@@ -168,7 +174,7 @@ std::uint64_t UploadPiece::source_bytes() const {
 }
 
 std::vector<UploadPiece> plan_upload(const ModelWeights& weights, const DeviceWeightMap& map) {
-  Planner plan;
+  Planner plan(weights.random.get());
   if (map.embed.data != nullptr) {
     plan.rows("model.embed_tokens", weights.embed, map.embed.data);
   }

@@ -16,7 +16,9 @@
 #include "config/check.h"
 #include "kernels/cuda/gemm_pack.h"
 #include "kernels/cuda/quantize.h"
+#include "kernels/cuda/random_weights.h"
 #include "kernels/table.h"
+#include "worker/checkpoint/random_tensors.h"
 
 namespace millrace {
 
@@ -88,10 +90,14 @@ class Lane {
     slot.used = true;
     const auto bytes = static_cast<std::size_t>(piece.staged_bytes());
     CHECK(bytes <= slot.host.bytes(), "{}: {} bytes", piece.name, bytes);
-    fill_host(piece, slot.host);
     const bool direct = piece.kind == Kind::kRows || piece.kind == Kind::kFloats;
-    kernels::cuda::copy_to_device(stream_, direct ? piece.target : slot.device.data(),
-                                  slot.host.data(), bytes);
+    std::byte* const device = direct ? piece.target : slot.device.data();
+    if (piece.random != nullptr) {
+      make_rows(piece, reinterpret_cast<BFloat16*>(device));
+    } else {
+      fill_host(piece, slot.host);
+      kernels::cuda::copy_to_device(stream_, device, slot.host.data(), bytes);
+    }
     if (!direct) pack(piece, slot.device.as<BFloat16>(), unusable);
     slot.done.record(stream_);
   }
@@ -115,6 +121,16 @@ class Lane {
     for (const WeightView& view : piece.rows) {
       reader_.read(view, piece.remainder, out);
       out += view.rows * view.cols;
+    }
+  }
+
+  void make_rows(const UploadPiece& piece, BFloat16* out) {
+    CHECK(piece.remainder == 0, "{}: bf16 leaves no remainder", piece.name);
+    for (const WeightView& view : piece.rows) {
+      const std::int64_t count = view.rows * view.cols;
+      kernels::cuda::random_weights(stream_, {piece.random->seed(), piece.random->first(view),
+                                              count, RandomMemory::half_step(view), out});
+      out += count;
     }
   }
 

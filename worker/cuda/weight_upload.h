@@ -1,6 +1,6 @@
 // Brings weights from a mapped checkpoint to the device: mapped pages -> pinned memory -> device ->
 // packed by a kernel. Several threads, each with a stream and two buffers of its own, so that
-// reading, copying and packing overlap.
+// reading, copying and packing overlap. A random model's rows are written by a kernel instead.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,7 @@ struct UploadPiece {
   // 0: the values rounded to bf16; 1: what is left of them, rounded; 2: what is left then.
   int remainder = 0;
   std::vector<kernels::WeightView> rows;
+  const RandomMemory* random = nullptr;  // of rows whose values the device makes
   const std::vector<float>* floats = nullptr;
   std::byte* target = nullptr;  // device
 

@@ -112,4 +112,7 @@ inline ClusterConfig test_config(const std::string& model) {
 // Makes a checkpoint with scripts/make_random_checkpoint.py, once per build folder.
 std::string random_checkpoint(const std::string& name, const std::vector<std::string>& arguments);
 
+// The root of the sources, where models/ and scripts/ are.
+std::string source_folder();
+
 }  // namespace millrace::testing

@@ -144,6 +144,24 @@ TEST(OnDeviceBatches, ChunksAndBlocksChangeNoBit) {
   same("preemptions", config);
 }
 
+// All tiles, tables and workspaces at their real size: LFM2-8B-A1B's shape with random weights.
+TEST(OnDeviceBatches, AtTheSizeOfARealModelToo) {
+  if (kEmulated) GTEST_SKIP() << "needs a device";
+  ClusterConfig config = base_config();
+  config.model.path = "random:8b-a1b";
+  config.cache.kv_tokens = 128 * 1024;
+  config.cache.max_sequences = 256;
+  const Outputs expected = alone(config);
+  for (const bool graphs : {true, false}) {
+    config.device.graphs = graphs;
+    EngineHarness engine(config);
+    for (const std::size_t size : {5, 33, 100, 256}) {
+      expect_probes(engine.run(batch_of(size)), expected, std::min<std::size_t>(size, kProbes),
+                    fmt::format("among {} sequences", size));
+    }
+  }
+}
+
 // ---- the sample model, on devices only: under the emulator it takes too long
 // ---------------------
 

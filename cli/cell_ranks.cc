@@ -5,7 +5,9 @@
 
 #include <chrono>
 #include <map>
+#include <mutex>
 #include <stdexcept>
+#include <vector>
 
 #include "cli/device_setup.h"
 #include "parallel/process_grid.h"
@@ -67,6 +69,26 @@ std::unique_ptr<StepExecutor> make_worker(const CellSetup& setup, const RankShar
   return std::move(*worker);
 }
 
+// Keeps what it gets until the process ends, where leak checkers find it.
+void keep_for_good(std::unique_ptr<StepExecutor> worker) {
+  static std::mutex mutex;
+  static auto* const kept = new std::vector<std::unique_ptr<StepExecutor>>();
+  const std::lock_guard lock(mutex);
+  kept->push_back(std::move(worker));
+}
+
+// When a worker on a device fails, the device may hang, and freeing its memory would hang as well,
+// for ever: the worker stays as it is until the process ends, which follows at once. It does
+// nothing any more, so what it refers to may go.
+void serve_plans(const CellSetup& setup, std::unique_ptr<StepExecutor> worker) {
+  try {
+    worker->run();
+  } catch (...) {
+    if (on_devices(setup.config)) keep_for_good(std::move(worker));
+    throw;
+  }
+}
+
 class PlanLink final : public WorkerLink {
  public:
   explicit PlanLink(PlanSender& sender) : sender_(sender) {}
@@ -123,11 +145,11 @@ void run_worker_rank(const CellSetup& setup, parallel::Communicator& world) {
     const RankShard shard = setup.shard(*comms.position);
     const Progress progress = progress_reports(link, world.rank());
     const ModelWeights weights = load_reporting(setup, shard, progress);
-    const auto worker = make_worker(setup, shard, weights, comms, progress);
+    auto worker = make_worker(setup, shard, weights, comms, progress);
     const std::uint64_t loaded = weights.mapped_bytes + weights.packed_bytes();
     link.report({world.rank(), StartReport::Kind::kReady, loaded, loaded, ""});
     ready = true;
-    worker->run();
+    serve_plans(setup, std::move(worker));
   } catch (const parallel::CommError&) {
     throw;  // there is nobody left to tell
   } catch (const std::exception& e) {

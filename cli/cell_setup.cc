@@ -255,8 +255,13 @@ SchedulerLimits CellSetup::scheduler_limits() const {
 WorkerOptions CellSetup::worker_options() const {
   const SchedulerLimits s = scheduler_limits();
   WorkerOptions options;
-  options.limits = {s.max_step_tokens, s.max_sequences, s.max_context_tokens,
-                    s.blocks,          s.block_tokens,  s.vocab_size};
+  options.limits = {s.max_step_tokens,
+                    s.max_sequences,
+                    s.max_context_tokens,
+                    s.blocks,
+                    s.block_tokens,
+                    s.vocab_size,
+                    /*token_of_slot=*/s.stages == 1};
   options.kv_dtype = plan_limits(config).kv_dtype;
   options.threads = config.grid.threads_per_rank;
   options.kernels = kernels;
@@ -297,6 +302,17 @@ std::string describe(const CellSetup& setup) {
   if (m.num_experts > 0) {
     text += fmt::format(", {} experts top-{} in {} layers", m.num_experts, m.num_experts_per_tok,
                         m.num_layers() - m.num_dense_layers);
+  }
+  if (on_devices(c)) {
+    const DeviceProfile profile = parse_device_profile(c.device.profile).value();
+    text += fmt::format(
+        "\ndevice   {}, compute capability {}.{}, {} multiprocessors, {:.0f} % of {:.1f} free GiB, "
+        "{}",
+        device_backend()->name(), profile.compute_capability / 10, profile.compute_capability % 10,
+        profile.sm_count, 100 * c.device.memory_fraction,
+        static_cast<double>(profile.free_bytes) / (1ULL << 30),
+        c.device.ranks_per_device > 1 ? fmt::format("one for {} workers", c.device.ranks_per_device)
+                                      : "one for each worker");
   }
   text += fmt::format(
       "\ngrid     {} stages x {} lanes x {} cells, {} threads a worker, {} kernels\n"

@@ -95,6 +95,12 @@ Result<void> check_for_devices(const ClusterConfig& config, const ModelConfig& m
   if (config.grid.embedded && config.grid.cells > 1) {
     return invalid("grid.cells", "several cells on devices must be processes; embedded takes one");
   }
+  if (config.grid.embedded && config.device.ranks_per_device > 1 &&
+      config.device.transport == DeviceTransport::kNccl) {
+    return invalid("device.transport",
+                   "nccl takes several workers on a device only as processes; set grid.embedded to "
+                   "false, or staged");
+  }
   return backend.check(model, config);
 }
 

@@ -176,8 +176,9 @@ struct DeviceSection {
       s.profile);
     v({"ranks_per_device",
        "Workers that share one device, each with its part of device.memory_fraction. More than 1 "
-       "is for tests: they only wait for each other. NCCL then needs a different NCCL_HOSTID in "
-       "each process, or device.transport staged.",
+       "is for tests: they only wait for each other. Over NCCL each takes an NCCL_HOSTID of its "
+       "own, "
+       "for which it must be a process: not with grid.embedded.",
        1, 64},
       s.ranks_per_device);
     v({"weights",

@@ -29,6 +29,12 @@ struct SequenceStart {
   bool operator==(const SequenceStart&) const = default;
 };
 
+// In place of a token, alone in its chunk: the one that the slot's chunk before this drew, which
+// the coordinator need not know yet. Only a stage that both draws and embeds knows it, so only in
+// cells of one stage. Where nothing could be drawn (kNoToken) any token stands for it: the sequence
+// is over, and what follows is not used.
+inline constexpr std::int32_t kTokenOfSlot = -2;
+
 // Consecutive tokens of one sequence in this step: a prefill chunk, or one decode token.
 struct Chunk {
   SlotId slot = 0;

@@ -38,6 +38,8 @@ void StepBatch::load(const LanePlan& plan) {
     SlotState& slot = slots_[start.slot];
     slot.bound = true;
     slot.length = 0;
+    slot.drew = false;
+    slot.drawn = kTokenOfSlot;
     slot.blocks.clear();
   }
   for (const Chunk& chunk : plan.chunks) {
@@ -69,6 +71,10 @@ void StepBatch::check_chunk(const Chunk& chunk) const {
     if (block >= limits_.blocks) bad_plan("block {} of {}", block, limits_.blocks);
   }
   for (const std::int32_t id : chunk.tokens) {
+    if (id == kTokenOfSlot && limits_.token_of_slot) {
+      if (n != 1 || !slot.drew) bad_plan("slot {} has drawn no token to go on with", chunk.slot);
+      continue;
+    }
     if (id < 0 || id >= limits_.vocab_size) bad_plan("token {} of {}", id, limits_.vocab_size);
   }
   if (!chunk.prompt_targets.empty() && chunk.prompt_targets.size() != n) {
@@ -93,7 +99,7 @@ void StepBatch::load_chunk(const Chunk& chunk) {
   segments_.push_back({row_begin, n, chunk.slot});
   for (std::uint32_t i = 0; i < n; ++i) {
     const std::uint32_t position = chunk.position + i;
-    ids_.push_back(chunk.tokens[i]);
+    ids_.push_back(chunk.tokens[i] == kTokenOfSlot ? slot.drawn : chunk.tokens[i]);
     positions_.push_back(static_cast<std::int32_t>(position));
     sequences_.push_back(sequence);
     const BlockId block = slot.blocks[position / limits_.block_tokens];
@@ -106,6 +112,7 @@ void StepBatch::load_chunk(const Chunk& chunk) {
     }
   }
   slot.length += n;
+  slot.drew = chunk.sample;
 }
 
 }  // namespace millrace

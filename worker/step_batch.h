@@ -21,6 +21,7 @@ struct BatchLimits {
   std::uint32_t blocks = 0;
   std::uint32_t block_tokens = 0;
   std::int32_t vocab_size = 0;
+  bool token_of_slot = false;  // whether kTokenOfSlot may stand for a token: with one stage
 };
 
 // A row of the final hidden state whose logits are wanted.
@@ -39,6 +40,11 @@ class StepBatch {
   // Takes the lane's plan in. Throws std::runtime_error naming what is wrong.
   void load(const LanePlan& plan);
 
+  // The token that the slot's last chunk has drawn. From then on ids() has it in place of
+  // kTokenOfSlot; without this call, as on devices, which look for it themselves, kTokenOfSlot
+  // stays.
+  void set_drawn(SlotId slot, std::int32_t token) { slots_[slot].drawn = token; }
+
   std::int64_t tokens() const { return static_cast<std::int64_t>(ids_.size()); }
   std::span<const std::int32_t> ids() const { return ids_; }              // [T]
   std::span<const std::int32_t> positions() const { return positions_; }  // [T]
@@ -54,6 +60,8 @@ class StepBatch {
   struct SlotState {
     bool bound = false;
     std::uint32_t length = 0;  // positions fed so far
+    bool drew = false;         // the chunk before this one, in this sequence
+    std::int32_t drawn = kTokenOfSlot;
     std::vector<BlockId> blocks;
   };
 

@@ -203,6 +203,9 @@ void Worker::sample() {
 void Worker::sample_row(const LogitRow& row, std::span<const float> logits) {
   if (row.sample) {
     Result<SampledToken> sampled = sampler_->sample(row.slot, row.position, logits);
+    if (options_.limits.token_of_slot) {
+      batch_.set_drawn(row.slot, sampled ? sampled->chosen.token : 0);
+    }
     // Logits that are not numbers end this sequence only; its neighbours are not touched.
     result_.sampled.push_back(sampled ? std::move(*sampled)
                                       : SampledToken{row.slot, {kNoToken, 0}, {}});

@@ -110,6 +110,60 @@ TEST(StepBatch, APlanThatContradictsItselfIsRefusedByName) {
   }
 }
 
+// The last token of a slot, for a step whose plan was made before that token was known.
+TEST(StepBatch, TheTokenOfASlotIsTheOneThatItDrew) {
+  BatchLimits l = limits();
+  l.token_of_slot = true;
+  StepBatch batch(l);
+  LanePlan plan = start(1);
+  plan.starts.push_back({2, {}, 1, {}});
+  plan.chunks = {chunk(1, 0, {5, 6}, {0}), chunk(2, 0, {7}, {1})};
+  plan.chunks[0].sample = plan.chunks[1].sample = true;
+  batch.load(plan);
+  batch.set_drawn(1, 42);
+  LanePlan next;
+  next.chunks = {chunk(1, 2, {kTokenOfSlot}), chunk(2, 1, {kTokenOfSlot})};
+  next.chunks[0].sample = true;
+  batch.load(next);
+  EXPECT_THAT(std::vector(batch.ids().begin(), batch.ids().end()), ElementsAre(42, kTokenOfSlot))
+      << "what the host was told, or what the device will look up";
+  batch.set_drawn(1, 43);
+  next.chunks = {chunk(1, 3, {kTokenOfSlot})};
+  batch.load(next);
+  EXPECT_EQ(batch.ids()[0], 43);
+}
+
+TEST(StepBatch, ASlotThatHasDrawnNoTokenCannotGoOnWithIt) {
+  BatchLimits l = limits();
+  l.token_of_slot = true;
+  const auto refused = [&](bool allowed, bool drew, bool starts_again,
+                           std::vector<std::int32_t> ids) {
+    l.token_of_slot = allowed;
+    StepBatch batch(l);
+    LanePlan plan = start(1);
+    plan.chunks = {chunk(1, 0, {5}, {0})};
+    plan.chunks[0].sample = drew;
+    batch.load(plan);
+    batch.set_drawn(1, 42);
+    LanePlan next = starts_again ? start(1) : LanePlan{};
+    const std::uint32_t position = starts_again ? 0 : 1;
+    next.chunks = {chunk(1, position, std::move(ids), std::vector<BlockId>(starts_again, 2))};
+    try {
+      batch.load(next);
+    } catch (const std::runtime_error& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  const char* why = "slot 1 has drawn no token";
+  EXPECT_EQ(refused(true, true, false, {kTokenOfSlot}), "accepted");
+  EXPECT_THAT(refused(true, false, false, {kTokenOfSlot}), HasSubstr(why)) << "none drawn";
+  EXPECT_THAT(refused(true, true, true, {kTokenOfSlot}), HasSubstr(why)) << "another sequence's";
+  EXPECT_THAT(refused(true, true, false, {kTokenOfSlot, 3}), HasSubstr(why)) << "not alone";
+  EXPECT_THAT(refused(false, true, false, {kTokenOfSlot}), HasSubstr("token -2 of 100"))
+      << "a stage that does not draw";
+}
+
 TEST(StepBatch, ContextIsBounded) {
   BatchLimits l = limits();
   l.max_context_tokens = 4;

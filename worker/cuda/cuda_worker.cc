@@ -6,12 +6,15 @@
 #include <stdexcept>
 
 #include "config/check.h"
+#include "kernels/cuda/embedding.h"
 #include "kernels/qk_norm_rope.h"
 #include "worker/plan_transport.h"
 
 namespace millrace {
 
 namespace {
+
+static_assert(kTokenOfSlot == kernels::cuda::kTokenOfSlot);
 
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;

@@ -1,8 +1,10 @@
 #include "worker/cuda/device_transport.h"
 
+#include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "parallel/device_expert_exchange.h"
@@ -27,10 +29,11 @@ bool all_agree(Communicator& comm, bool mine) {
 // NCCL where all workers of the cell want it and can; null for staged.
 Result<const NcclApi*> choose(const ClusterConfig& config, parallel::CellComms& cell) {
   const DeviceTransport wanted = config.device.transport;
-  // With several ranks on a device NCCL must be told (NCCL_HOSTID): only when asked for by name.
+  // With several ranks on a device only when asked for by name.
   const bool tried = wanted == DeviceTransport::kNccl ||
                      (wanted == DeviceTransport::kAuto && config.device.ranks_per_device == 1);
   Result<const NcclApi*> api = static_cast<const NcclApi*>(nullptr);
+  if (tried && config.device.ranks_per_device > 1) take_nccl_host_id(cell.world->rank());
   if (tried) api = parallel::load_nccl();
   const bool mine = tried && api.has_value();
   // First the lanes of each stage, then the stages of each lane: then all of the cell.
@@ -52,6 +55,10 @@ std::unique_ptr<DeviceCommunicator> make(const NcclApi* api, Communicator& host,
 }
 
 }  // namespace
+
+void take_nccl_host_id(int rank) {
+  setenv("NCCL_HOSTID", fmt::format("millrace-{}", rank).c_str(), /*overwrite=*/0);
+}
 
 Result<DeviceComms> make_device_comms(const ClusterConfig& config, const DeviceShape& shape,
                                       parallel::CellComms& cell) {

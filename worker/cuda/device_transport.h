@@ -17,6 +17,11 @@ struct DeviceComms {
   std::unique_ptr<parallel::DeviceCommunicator> column;  // null with one stage
 };
 
+// NCCL refuses two ranks on one device of one host; with an NCCL_HOSTID of its own each of them
+// counts as a host, and they talk over sockets. For tests, before the library is loaded; what the
+// environment says already stays. Only where each rank is a process: threads share the environment.
+void take_nccl_host_id(int rank);
+
 // Collective over the cell's workers, which all take the same transport. The device is the
 // thread's. Errors name device.transport.
 Result<DeviceComms> make_device_comms(const ClusterConfig& config, const DeviceShape& shape,

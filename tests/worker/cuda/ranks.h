@@ -96,6 +96,12 @@ class PlanMaker {
     for (const SlotId slot : slots) add(plan, slot, 1);
     return plan;
   }
+  // The same with given tokens.
+  StepPlan decode(const std::vector<SlotId>& slots, const std::vector<std::int32_t>& tokens) {
+    StepPlan plan = decode(slots);
+    for (std::size_t i = 0; i < tokens.size(); ++i) plan.lanes[0].chunks[i].tokens = {tokens[i]};
+    return plan;
+  }
   StepPlan empty() {
     StepPlan plan;
     plan.step = ++step_;

@@ -4,11 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "tests/worker/cuda/device_config.h"
 #include "worker/cuda/cuda_backend.h"
 #include "worker/cuda/decode_buckets.h"
 #include "worker/cuda/device_binding.h"
 #include "worker/cuda/device_probe.h"
+#include "worker/cuda/device_transport.h"
 
 namespace millrace {
 namespace {
@@ -154,6 +157,27 @@ TEST(DeviceSetup, AProfileStandsForDevicesThatAreNotHere) {
   EXPECT_EQ(refused(config, {}).field, "device.profile");
 }
 
+TEST(DeviceSetup, NcclTakesSeveralWorkersOnADeviceOnlyAsProcesses) {
+  ClusterConfig config = on_cuda();
+  config.grid.lanes = 2;
+  config.device.ranks_per_device = 2;
+  config.device.transport = DeviceTransport::kNccl;
+  settled(config, {h200(0)});
+  config.grid.embedded = true;
+  EXPECT_EQ(refused(config, {h200(0)}).field, "device.transport");
+  config.device.ranks_per_device = 1;
+  settled(config, {h200(0), h200(1)});
+}
+
+TEST(NcclHostId, IsTheRanksOwnUnlessItIsSet) {
+  unsetenv("NCCL_HOSTID");
+  take_nccl_host_id(3);
+  EXPECT_STREQ(getenv("NCCL_HOSTID"), "millrace-3");
+  take_nccl_host_id(4);
+  EXPECT_STREQ(getenv("NCCL_HOSTID"), "millrace-3");
+  unsetenv("NCCL_HOSTID");
+}
+
 TEST(DeviceProfileText, ReadsWhatItWrites) {
   const DeviceProfile profile{103, 148, 123456789};
   const Result<DeviceProfile> again = parse_device_profile(format_device_profile(profile));
@@ -246,6 +270,9 @@ TEST(DeviceMemoryPlan, TheCacheGetsWhatIsLeft) {
   EXPECT_GT(rank.total_bytes() + rank.kv_bytes_per_block, budget) << "to the last block";
   EXPECT_EQ(rank.kv_bytes_per_block, 2U * 2 * 32 * 2 * 64 * 2) << "K and V, 2 layers, bf16";
   EXPECT_THAT(describe(*whole), HasSubstr("cuda sm_90 bf16"));
+  EXPECT_THAT(describe(*whole),
+              HasSubstr("\ndevice   cuda, compute capability 9.0, 132 multiprocessors, 90 % of 2.0 "
+                        "free GiB, one for each worker\n"));
 
   const auto fp8 = plan([](ClusterConfig& c) { c.cache.kv_dtype = KvDtype::kFp8; });
   ASSERT_TRUE(fp8.has_value());
@@ -254,6 +281,7 @@ TEST(DeviceMemoryPlan, TheCacheGetsWhatIsLeft) {
 
   const auto shared = plan([](ClusterConfig& c) { c.device.ranks_per_device = 2; });
   ASSERT_TRUE(shared.has_value());
+  EXPECT_THAT(describe(*shared), HasSubstr("free GiB, one for 2 workers\n"));
   EXPECT_LE(2 * shared->memory.ranks.at(0).total_bytes(), budget);
 }
 

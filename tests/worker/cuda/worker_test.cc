@@ -70,6 +70,30 @@ TEST(CudaWorker, ABucketHasTheBitsOfAnother) {
   });
 }
 
+// What the coordinator need not wait for.
+TEST(CudaWorker, TheTokenOfASlotIsTheOneThatItDrew) {
+  for (const bool graphs : {true, false}) {
+    ClusterConfig config = config_of("moe");
+    config.device.graphs = graphs;
+    with_cuda_worker(config, [&](CudaWorker& worker) {
+      PlanMaker plans(32);
+      std::vector<StepResult> told = {worker.execute(plans.start({0, 1, 2}, 6))};
+      for (int i = 0; i < 4; ++i) {
+        std::vector<std::int32_t> tokens;
+        for (const SampledToken& s : told.back().sampled) tokens.push_back(s.chosen.token);
+        told.push_back(worker.execute(plans.decode({0, 1, 2}, tokens)));
+      }
+      PlanMaker again(32);
+      std::vector<StepResult> known = {worker.execute(again.start({0, 1, 2}, 6))};
+      for (int i = 0; i < 4; ++i) {
+        known.push_back(
+            worker.execute(again.decode({0, 1, 2}, {kTokenOfSlot, kTokenOfSlot, kTokenOfSlot})));
+      }
+      EXPECT_EQ(known, told);
+    });
+  }
+}
+
 TEST(CudaWorker, CountsWhatItsExpertsRan) {
   with_cuda_worker(config_of("moe"), [&](CudaWorker& worker) {
     PlanMaker plans(32);
@@ -108,6 +132,9 @@ TEST(CudaWorker, RefusesPlansThatNoCoordinatorOfOursSends) {
     plan = plans.start({0}, 3);
     plan.lanes[0].starts[0].sampling.top_p = 0;
     refused(plan, "sampling.top_p");
+    plan = plans.start({0}, 1);
+    plan.lanes[0].chunks[0].tokens = {kTokenOfSlot};
+    refused(plan, "slot 0 has drawn no token");
     plan = plans.start({99}, 3);
     refused(plan, "slot 99 of 8");
   });
@@ -210,13 +237,24 @@ TEST_F(CudaWorkerFault, AHungDeviceIsAnErrorAtTheDeadline) {
   });
 }
 
-// The whole cell: the failure reaches whoever waits for tokens, and everything ends.
+// The whole cell: the failure reaches whoever waits for tokens, and everything ends. The memory of
+// the lost device is not touched again: freeing it could hang.
 TEST_F(CudaWorkerFault, ACellEndsWithTheReason) {
-  testing::EngineHarness engine(config_of("moe"));
-  cuda_emulator::fail_nth("launch", 40, kernels::cuda::kErrorLaunchFailure, /*sticky=*/true);
-  std::vector<SequenceRequest> requests = testing::device_requests(320, 1);
-  EXPECT_TRUE(engine.cell().submit(requests[0]));
-  EXPECT_THAT(engine.wait_failure(), HasSubstr("launch"));
+  const std::size_t before = cuda_emulator::allocated_bytes();
+  {
+    testing::EngineHarness engine(config_of("moe"));
+    cuda_emulator::fail_nth("launch", 40, kernels::cuda::kErrorLaunchFailure, /*sticky=*/true);
+    std::vector<SequenceRequest> requests = testing::device_requests(320, 1);
+    EXPECT_TRUE(engine.cell().submit(requests[0]));
+    EXPECT_THAT(engine.wait_failure(), HasSubstr("launch"));
+  }
+  EXPECT_GT(cuda_emulator::allocated_bytes(), before);
+}
+
+TEST_F(CudaWorkerFault, ACellThatIsStoppedGivesItsMemoryBack) {
+  const std::size_t before = cuda_emulator::allocated_bytes();
+  { testing::EngineHarness engine(config_of("moe")); }
+  EXPECT_EQ(cuda_emulator::allocated_bytes(), before);
 }
 
 #endif

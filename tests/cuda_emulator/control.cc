@@ -46,6 +46,7 @@ void set_compute_capability(int major, int minor) { settings().cc = 10 * major +
 void set_sm_count(int count) { settings().sm_count = count; }
 void set_memory_bytes(std::size_t bytes) { settings().memory_bytes = bytes; }
 void set_stalled(bool stalled) { settings().stalled = stalled; }
+void set_lazy(bool lazy) { settings().lazy = lazy; }
 
 std::size_t smem_limit() {
   const int cc = settings().cc;
@@ -72,6 +73,7 @@ void reset() {
   set_sm_count(132);
   set_memory_bytes(std::size_t{64} << 30);
   set_stalled(false);
+  set_lazy(false);
 }
 
 std::uint64_t calls(const std::string& operation) {

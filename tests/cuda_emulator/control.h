@@ -39,6 +39,11 @@ std::size_t allocated_bytes();
 void fail_nth(const std::string& operation, int nth, int code, bool sticky = false);
 // While stalled, no work is ever done: synchronize() runs into its deadline.
 void set_stalled(bool stalled);
+// Streams do their work as late as they may: when it is waited for, when memory is freed, or when
+// an event has been asked for the 50th time. Then what a step in flight still reads and what it has
+// not written yet shows. Copies from pageable memory take its bytes at once and copies to it are
+// done at once, as on a device.
+void set_lazy(bool lazy);
 // Forgets faults and settings.
 void reset();
 

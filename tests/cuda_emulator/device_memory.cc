@@ -3,12 +3,14 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <unordered_map>
 
 #include "kernels/cuda/runtime.h"
 #include "tests/cuda_emulator/scheduler.h"
 #include "tests/cuda_emulator/settings.h"
+#include "tests/cuda_emulator/stream_work.h"
 
 namespace millrace::kernels::cuda {
 
@@ -25,6 +27,7 @@ thread_local int device = 0;
 struct Allocations {
   std::mutex mutex;
   std::unordered_map<void*, std::pair<std::size_t, int>> held;  // bytes, device
+  std::map<const std::byte*, std::size_t> pinned;               // bytes
   std::size_t used(int of_device) const {
     std::size_t bytes = 0;
     for (const auto& [p, what] : held) bytes += what.second == of_device ? what.first : 0;
@@ -100,6 +103,7 @@ DeviceBuffer::DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
 }
 DeviceBuffer::~DeviceBuffer() {
   if (data_ == nullptr) return;
+  cuda_emulator::StreamWork::finish_all();
   Allocations& all = allocations();
   const std::lock_guard lock(all.mutex);
   all.held.erase(data_);
@@ -111,8 +115,18 @@ PinnedBuffer::PinnedBuffer(std::size_t bytes) : bytes_(bytes) {
   enter_call("cudaHostAlloc");
   data_ = allocate_poisoned(bytes);
   std::memset(data_, 0, bytes);
+  Allocations& all = allocations();
+  const std::lock_guard lock(all.mutex);
+  all.pinned[static_cast<std::byte*>(data_)] = bytes;
 }
-PinnedBuffer::~PinnedBuffer() { std::free(data_); }
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ == nullptr) return;
+  cuda_emulator::StreamWork::finish_all();
+  Allocations& all = allocations();
+  const std::lock_guard lock(all.mutex);
+  all.pinned.erase(static_cast<std::byte*>(data_));
+  std::free(data_);
+}
 
 }  // namespace millrace::kernels::cuda
 
@@ -122,4 +136,14 @@ std::size_t millrace::cuda_emulator::allocated_bytes() {
   std::size_t bytes = 0;
   for (const auto& [p, held] : all.held) bytes += held.first;
   return bytes;
+}
+
+bool millrace::cuda_emulator::pinned(const void* host) {
+  auto& all = kernels::cuda::allocations();
+  const std::lock_guard lock(all.mutex);
+  const auto* at = static_cast<const std::byte*>(host);
+  auto it = all.pinned.upper_bound(at);
+  if (it == all.pinned.begin()) return false;
+  --it;
+  return at < it->first + it->second;
 }

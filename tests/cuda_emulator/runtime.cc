@@ -14,6 +14,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "tests/cuda_emulator/scheduler.h"
 #include "tests/cuda_emulator/settings.h"
+#include "tests/cuda_emulator/stream_work.h"
 #include "tests/cuda_emulator/tensor_map.h"
 
 namespace millrace::kernels::cuda {
@@ -23,6 +24,7 @@ using cuda_emulator::settings;
 
 namespace {
 
+using cuda_emulator::StreamWork;
 using Work = std::function<void()>;
 
 struct Capture {
@@ -32,11 +34,18 @@ struct Capture {
 
 struct StreamState {
   std::shared_ptr<Capture> capture;
+  std::shared_ptr<StreamWork> work = StreamWork::make();
 };
+
+// How often an event is asked for before lazy work is done for it.
+constexpr int kLazyLooks = 50;
 
 struct EventState {
   std::weak_ptr<Capture> captured;  // recorded in a capture
   bool recorded = false;
+  std::shared_ptr<StreamWork> work;  // of the stream that recorded it,
+  std::uint64_t moment = 0;          // when so much had been given to it
+  int looks = 0;
   bool timing = false;
   std::chrono::steady_clock::time_point time;
 };
@@ -61,7 +70,7 @@ void submit(StreamRef stream, Work work) {
   if (StreamState& s = state(stream); s.capture != nullptr) {
     s.capture->work.push_back(std::move(work));
   } else {
-    work();
+    s.work->add(std::move(work));
   }
 }
 
@@ -97,12 +106,17 @@ Stream::Stream(int) {
   enter_call("cudaStreamCreate");
   handle_ = new StreamState;
 }
-Stream::~Stream() { delete static_cast<StreamState*>(handle_); }
+Stream::~Stream() {
+  if (handle_ != nullptr) StreamWork::finish_all();
+  delete static_cast<StreamState*>(handle_);
+}
 
 bool done(StreamRef stream) {
   if (state(stream).capture != nullptr) refuse_in_capture("cudaStreamQuery");
   enter_call("cudaStreamQuery");
-  return !settings().stalled;
+  if (settings().stalled) return false;
+  state(stream).work->finish();
+  return true;
 }
 
 void synchronize(StreamRef stream, std::chrono::milliseconds deadline) {
@@ -122,13 +136,21 @@ void Event::record(StreamRef stream) {
   auto* e = static_cast<EventState*>(handle_);
   e->captured = state(stream).capture;
   e->recorded = state(stream).capture == nullptr;  // in a capture it is an order, not a moment
+  e->work = e->recorded ? state(stream).work : nullptr;
+  e->moment = state(stream).work->added();
+  e->looks = 0;
   e->time = std::chrono::steady_clock::now();
 }
 
 void Event::make_wait(StreamRef stream) const {
   enter_call("cudaStreamWaitEvent");
-  const auto capture = static_cast<EventState*>(handle_)->captured.lock();
+  const auto* e = static_cast<EventState*>(handle_);
+  const auto capture = e->captured.lock();
   StreamState& s = state(stream);
+  if (capture == nullptr && s.capture == nullptr && e->work != nullptr && e->work != s.work) {
+    s.work->add([work = e->work, moment = e->moment] { work->run_until(moment); });
+    return;
+  }
   if (capture == nullptr || s.capture == capture) return;  // in order already
   if (s.capture != nullptr) {
     throw CudaError("cudaStreamWaitEvent", 905, "dependency between two captures");
@@ -138,13 +160,18 @@ void Event::make_wait(StreamRef stream) const {
 }
 
 bool Event::done() const {
-  const auto* e = static_cast<EventState*>(handle_);
+  auto* e = static_cast<EventState*>(handle_);
   if (!e->captured.expired()) refuse_in_capture("cudaEventQuery");
   enter_call("cudaEventQuery");
-  return !settings().stalled;
+  if (settings().stalled) return false;
+  if (e->work == nullptr || e->work->done(e->moment)) return true;
+  if (++e->looks < kLazyLooks) return false;
+  e->work->run_until(e->moment);
+  return true;
 }
 
 void Event::synchronize(std::chrono::milliseconds deadline) const {
+  static_cast<EventState*>(handle_)->looks = kLazyLooks;  // it is waited for
   wait_done("cudaEventQuery", deadline, [this] { return done(); });
 }
 
@@ -159,16 +186,25 @@ float elapsed_ms(const Event& start, const Event& end) {
 
 // ---- memory -----------------------------------------------------------------------------------
 
-void copy_to_device(StreamRef stream, void* to, const void* from, std::size_t bytes) {
+void copy_on_device(StreamRef stream, void* to, const void* from, std::size_t bytes) {
   if (bytes == 0) return;
   enter_call("cudaMemcpyAsync");
   submit(stream, [=] { std::memcpy(to, from, bytes); });
 }
-void copy_to_host(StreamRef stream, void* to, const void* from, std::size_t bytes) {
-  copy_to_device(stream, to, from, bytes);
+void copy_to_device(StreamRef stream, void* to, const void* from, std::size_t bytes) {
+  if (bytes == 0 || !settings().lazy || capturing(stream) || cuda_emulator::pinned(from)) {
+    copy_on_device(stream, to, from, bytes);
+    return;
+  }
+  enter_call("cudaMemcpyAsync");
+  const auto* begin = static_cast<const std::byte*>(from);
+  submit(stream, [to, taken = std::vector<std::byte>(begin, begin + bytes)] {
+    std::memcpy(to, taken.data(), taken.size());
+  });
 }
-void copy_on_device(StreamRef stream, void* to, const void* from, std::size_t bytes) {
-  copy_to_device(stream, to, from, bytes);
+void copy_to_host(StreamRef stream, void* to, const void* from, std::size_t bytes) {
+  copy_on_device(stream, to, from, bytes);
+  if (!capturing(stream) && !cuda_emulator::pinned(to)) state(stream).work->finish();
 }
 void fill(StreamRef stream, void* p, int value, std::size_t bytes) {
   if (bytes == 0) return;

@@ -249,6 +249,9 @@ SchedulerLimits CellSetup::scheduler_limits() const {
   limits.max_waiting = static_cast<std::uint32_t>(config.scheduler.max_waiting);
   limits.vocab_size = model.vocab_size;
   limits.exchange = config.scheduler.exchange;
+  const AsyncSteps async = config.scheduler.async;
+  limits.async = config.grid.stages == 1 && (async == AsyncSteps::kAlways ||
+                                             (async == AsyncSteps::kAuto && on_devices(config)));
   return limits;
 }
 

@@ -27,6 +27,7 @@ enum class DeviceChoice : std::uint8_t { kAuto, kCpu, kCuda };
 enum class DeviceWeightFormat : std::uint8_t { kBf16, kFp8 };
 enum class DeviceTransport : std::uint8_t { kAuto, kNccl, kStaged };
 enum class ExchangeChoice : std::uint8_t { kAuto, kFixed, kExact, kAllGather };
+enum class AsyncSteps : std::uint8_t { kAuto, kAlways, kNever };
 enum class OverloadStatus : std::uint16_t { k503 = 503, k429 = 429 };
 enum class LogLevel : std::uint8_t { kTrace, kDebug, kInfo, kWarn, kError };
 enum class LogFormat : std::uint8_t { kText, kJson };
@@ -64,6 +65,11 @@ inline constexpr EnumNames<ExchangeChoice, 4> enum_names(ExchangeChoice) {
            {"fixed", ExchangeChoice::kFixed},
            {"exact", ExchangeChoice::kExact},
            {"all_gather", ExchangeChoice::kAllGather}}};
+}
+inline constexpr EnumNames<AsyncSteps, 3> enum_names(AsyncSteps) {
+  return {{{"auto", AsyncSteps::kAuto},
+           {"always", AsyncSteps::kAlways},
+           {"never", AsyncSteps::kNever}}};
 }
 inline constexpr EnumNames<OverloadStatus, 2> enum_names(OverloadStatus) {
   return {{{"503", OverloadStatus::k503}, {"429", OverloadStatus::k429}}};
@@ -253,6 +259,7 @@ struct SchedulerSection {
   std::int32_t prefill_chunk_tokens = 256;
   ExchangeChoice exchange = ExchangeChoice::kAuto;
   std::int32_t max_waiting = 1024;
+  AsyncSteps async = AsyncSteps::kAuto;
 
   template <class Self, class Visitor>
   static void fields(Self& s, Visitor&& v) {
@@ -274,6 +281,14 @@ struct SchedulerSection {
     v({"max_waiting",
        "Sequences a cell holds beyond those it runs; more are refused to the gateway.", 0, 1e6},
       s.max_waiting);
+    v({"async",
+       "Give workers the next step while one runs, before its tokens are known, so that they need "
+       "not wait for it. The same tokens; a request that arrives waits for a step more, and one "
+       "that "
+       "ends by a stop token takes a row of one step more. auto: on devices with grid.stages 1. "
+       "always: on the CPU as well. The stages of a pipeline work on steps of different sequences "
+       "instead."},
+      s.async);
   }
 };
 

@@ -28,6 +28,12 @@ Result<void> check_grid(const ClusterConfig& c) {
                    fmt::format("{} must be at most scheduler.max_step_tokens, {}",
                                c.scheduler.prefill_chunk_tokens, c.scheduler.max_step_tokens));
   }
+  if (c.scheduler.async == AsyncSteps::kAlways && c.grid.stages > 1) {
+    return invalid("scheduler.async",
+                   fmt::format("always needs grid.stages 1, not {}: a pipeline has a step in each "
+                               "stage anyway; leave it at auto",
+                               c.grid.stages));
+  }
   if (c.cache.max_sequences > c.scheduler.max_step_tokens) {
     return invalid(
         "scheduler.max_step_tokens",

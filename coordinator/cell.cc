@@ -168,9 +168,16 @@ void Cell::send(const StepPlan& plan) {
   link_.send(plan);
 }
 
+// One stage works on one plan at a time; the stages of a pipeline on several.
+Clock::time_point Cell::begin_of(const Sent& sent) const {
+  return options_.limits.stages == 1 ? std::max(sent.when, last_finished_) : sent.when;
+}
+
 void Cell::plan_finished(std::uint64_t step) {
   const auto it = std::ranges::find(sent_, step, &Sent::step);
-  if (it->tokens > 0) telemetry_.note_finished(it->when, Clock::now(), it->tokens);
+  const auto now = Clock::now();
+  if (it->tokens > 0) telemetry_.note_finished(begin_of(*it), now, it->tokens);
+  last_finished_ = now;
   sent_.erase(it);
 }
 
@@ -196,7 +203,7 @@ bool Cell::take_results() {
 }
 
 void Cell::check_deadline() const {
-  if (sent_.empty() || Clock::now() - sent_.front().when < options_.step_deadline) return;
+  if (sent_.empty() || Clock::now() - begin_of(sent_.front()) < options_.step_deadline) return;
   throw std::runtime_error(fmt::format("step {} has not finished within its deadline of {} ms",
                                        sent_.front().step, options_.step_deadline.count()));
 }

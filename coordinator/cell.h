@@ -34,7 +34,9 @@ class Cell {
  public:
   struct Options {
     SchedulerLimits limits;
-    std::chrono::milliseconds step_deadline{60'000};  // from sending a plan to its last result
+    // From a step's begin to its last result. It begins when its plan is sent; with one stage, when
+    // the step before has ended, if that is later.
+    std::chrono::milliseconds step_deadline{60'000};
     // An idle cell sends a plan without tokens so often, so that a worker that died or hangs is
     // noticed before a request meets it.
     std::chrono::milliseconds probe_interval{5'000};
@@ -73,6 +75,11 @@ class Cell {
     RequestId id;
   };
   using Message = std::variant<SequenceRequest, CancelMessage>;
+  struct Sent {
+    std::uint64_t step = 0;
+    std::chrono::steady_clock::time_point when;
+    std::uint64_t tokens = 0;
+  };
 
   void serve();
   bool step();  // one round: mailbox, plans, results; false when there was nothing to do
@@ -81,6 +88,7 @@ class Cell {
   void send(const StepPlan& plan);
   void plan_finished(std::uint64_t step);
   bool take_results();
+  std::chrono::steady_clock::time_point begin_of(const Sent& sent) const;
   void check_deadline() const;
   void publish_status();
   void end_all();
@@ -90,12 +98,8 @@ class Cell {
   const CellCallbacks callbacks_;
   Scheduler scheduler_;
   std::vector<RequestId> live_;  // ids submitted and not yet finished, to end them at shutdown
-  struct Sent {
-    std::uint64_t step = 0;
-    std::chrono::steady_clock::time_point when;
-    std::uint64_t tokens = 0;
-  };
-  std::vector<Sent> sent_;
+  std::vector<Sent> sent_;       // plans in flight, oldest first
+  std::chrono::steady_clock::time_point last_finished_{};
   Telemetry telemetry_;
   std::chrono::steady_clock::time_point last_progress_;
 

@@ -125,7 +125,7 @@ struct CellTelemetry {
   std::vector<StartPhase> start_phases;  // in the order in which they happened
   std::uint64_t busy_ns = 0;             // with a step under way
   float pipeline_bubble = 0;    // of the workers' time while busy, the share without work, lately
-  BucketCounts step_seconds;    // from sending a plan to its last result
+  BucketCounts step_seconds;    // from a step's begin (Cell::Options) to its last result
   BucketCounts step_tokens;     // all lanes together
   std::vector<Worker> workers;  // by (stage, lane)
   std::vector<ExpertLoad> expert_load;  // by (layer, lane)

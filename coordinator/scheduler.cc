@@ -17,6 +17,7 @@ Scheduler::Lane::Lane(const SchedulerLimits& limits)
 Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits) {
   CHECK(limits.stages > 0 && limits.lanes > 0 && limits.max_sequences > 0, "stages={} lanes={}",
         limits.stages, limits.lanes);
+  CHECK(!limits.async || limits.stages == 1, "async with {} stages", limits.stages);
   CHECK(limits.blocks > 0 && limits.block_tokens > 0 && limits.max_step_tokens > 0 &&
             limits.prefill_chunk_tokens > 0,
         "blocks={} block_tokens={}", limits.blocks, limits.block_tokens);
@@ -97,6 +98,7 @@ void Scheduler::erase(Sequence& sequence) {
 }
 
 void Scheduler::start_running(Sequence& sequence, std::uint32_t lane_index) {
+  CHECK(sequence.unknown == 0, "sequence {} starts without its last token", sequence.request.id);
   Lane& lane = lanes_[lane_index];
   sequence.state = SequenceState::kRunning;
   sequence.lane = lane_index;
@@ -212,10 +214,15 @@ bool Scheduler::add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& d
   }
   chunk.slot = sequence.slot;
   chunk.position = sequence.scheduled;
-  chunk.tokens.assign(sequence.tokens.begin() + sequence.scheduled,
-                      sequence.tokens.begin() + sequence.scheduled + tokens);
-  chunk.sample = sequence.scheduled + tokens == sequence.size();
+  if (sequence.scheduled == sequence.size()) {
+    chunk.tokens.assign(1, kTokenOfSlot);
+  } else {
+    chunk.tokens.assign(sequence.tokens.begin() + sequence.scheduled,
+                        sequence.tokens.begin() + sequence.scheduled + tokens);
+  }
+  chunk.sample = sequence.scheduled + tokens == sequence.length();
   chunk.prompt_targets = prompt_targets(sequence, tokens);
+  if (chunk.sample) ++sequence.unknown;
 
   draft.issued.push_back({sequence.request.id, sequence.arrival, chunk.sample});
   draft.tokens += tokens;
@@ -225,6 +232,17 @@ bool Scheduler::add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& d
   return true;
 }
 
+bool Scheduler::full(const Sequence& sequence, std::uint32_t length) const {
+  return length - sequence.request.prompt_tokens >= sequence.request.max_new_tokens ||
+         length >= limits_.max_context_tokens;
+}
+
+bool Scheduler::may_decode(const Sequence& sequence) const {
+  if (!sequence.decoding()) return false;
+  if (sequence.unknown == 0) return true;
+  return limits_.async && !full(sequence, sequence.length());
+}
+
 Scheduler::LaneDraft Scheduler::draft_lane(std::uint32_t lane_index, std::uint32_t cohort) {
   LaneDraft draft;
   Lane& lane = lanes_[lane_index];
@@ -232,12 +250,12 @@ Scheduler::LaneDraft Scheduler::draft_lane(std::uint32_t lane_index, std::uint32
   const auto still_running = [](const Sequence* s) { return s->state == SequenceState::kRunning; };
 
   for (Sequence* s : running) {
-    if (!still_running(s) || s->cohort != cohort || !s->decoding()) continue;
+    if (!still_running(s) || s->cohort != cohort || !may_decode(*s)) continue;
     if (draft.tokens == limits_.max_step_tokens) break;
     if (!add_chunk(*s, 1, draft)) preempt(*s);
   }
   for (Sequence* s : running) {
-    if (!still_running(s) || s->decoding() || s->scheduled == s->size()) continue;
+    if (!still_running(s) || s->decoding() || s->scheduled >= s->size()) continue;
     const std::uint32_t budget = limits_.max_step_tokens - draft.tokens;
     const std::uint32_t tokens =
         std::min({budget, limits_.prefill_chunk_tokens, s->size() - s->scheduled});
@@ -255,11 +273,11 @@ bool Scheduler::cohort_in_flight(std::uint32_t cohort) const {
 }
 
 std::optional<StepPlan> Scheduler::next_plan() {
-  if (in_flight_.size() >= limits_.stages) return std::nullopt;
+  if (in_flight_.size() >= (limits_.async ? 2 : limits_.stages)) return std::nullopt;
   admit_waiting();
   for (std::uint32_t i = 0; i < limits_.stages; ++i) {
     const std::uint32_t cohort = (next_cohort_ + i) % limits_.stages;
-    if (cohort_in_flight(cohort)) continue;
+    if (!limits_.async && cohort_in_flight(cohort)) continue;
     std::vector<LaneDraft> drafts;
     std::uint32_t tokens = 0;
     for (std::uint32_t lane = 0; lane < limits_.lanes; ++lane) {
@@ -400,6 +418,7 @@ void Scheduler::take_prompt_logprobs(const IssuedPlan& plan, const StepResult& r
 
 void Scheduler::take_sampled(Sequence& sequence, const SampledToken& sampled, Events& events) {
   const SequenceRequest& request = sequence.request;
+  --sequence.unknown;
   if (sampled.chosen.token == kNoToken) {
     TokenEvent event;
     event.id = request.id;
@@ -424,8 +443,7 @@ void Scheduler::take_sampled(Sequence& sequence, const SampledToken& sampled, Ev
   if (is_stop && sequence.generated() > request.min_new_tokens) {
     event.finish = FinishReason::kStop;
     event.stop_token = true;
-  } else if (sequence.generated() >= request.max_new_tokens ||
-             sequence.size() >= limits_.max_context_tokens) {
+  } else if (full(sequence, sequence.size())) {
     event.finish = FinishReason::kLength;
   }
   const bool finished = event.finish != FinishReason::kNone;

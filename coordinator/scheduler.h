@@ -8,6 +8,13 @@
 // Pipeline: running sequences are pinned to one of P decode cohorts. A plan carries the decodes of
 // one cohort, whose tokens are known when its previous plan has come back, so P plans can be in
 // flight. Prefill chunks need no result and ride on any plan.
+//
+// Asynchronous (one stage): plan n + 1 is made while plan n is in flight, so that the workers find
+// the next step when one ends. A sequence whose token plan n draws goes on with kTokenOfSlot. Its
+// number of tokens is known, so a limit is never passed; a stop token is found when plan n + 1 has
+// gone out already: what that one draws for the sequence is dropped, and its blocks are free for
+// the plans after it, which the workers execute later. At most one token of a sequence is unknown
+// when a plan is made. A preempted sequence waits until it is known.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +46,7 @@ struct SchedulerLimits {
   std::uint32_t max_waiting = 1024;  // sequences beyond the slots; above it submit() refuses
   std::int32_t vocab_size = 0;
   ExchangeChoice exchange = ExchangeChoice::kAuto;
+  bool async = false;  // two plans in flight; with one stage only (CHECK)
 };
 
 class Scheduler {
@@ -53,7 +61,8 @@ class Scheduler {
   // ended). Returns true when the sequence existed.
   bool cancel(RequestId id);
 
-  // The next plan, or nullopt when nothing can be scheduled now: no work, or P plans in flight.
+  // The next plan, or nullopt when nothing can be scheduled now: no work, or P plans in flight (two
+  // when asynchronous).
   std::optional<StepPlan> next_plan();
 
   // A plan without tokens, which every worker executes and answers like any other: shows that all
@@ -110,6 +119,9 @@ class Scheduler {
   Result<void> check(const SequenceRequest& request) const;
   std::uint32_t blocks_for(std::uint32_t tokens) const;
   bool cohort_in_flight(std::uint32_t cohort) const;
+  // Whether a sequence of so many tokens has all that it may have.
+  bool full(const Sequence& sequence, std::uint32_t length) const;
+  bool may_decode(const Sequence& sequence) const;
 
   void admit_waiting();
   std::optional<std::uint32_t> pick_lane(const Sequence& sequence) const;

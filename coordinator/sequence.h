@@ -25,13 +25,16 @@ struct Sequence {
   bool announced = false;       // its SequenceStart was issued
 
   std::uint32_t plans_in_flight = 0;  // issued plans whose result names this sequence
+  std::uint32_t unknown = 0;          // tokens that plans in flight draw: they follow `tokens`
   PromptLogprobsEvent prompt_logprobs;
   bool prompt_logprobs_sent = false;
 
   std::uint32_t size() const { return static_cast<std::uint32_t>(tokens.size()); }
   std::uint32_t generated() const { return size() - request.prompt_tokens; }
-  // A sequence decodes when its only unscheduled token is one it has just generated.
-  bool decoding() const { return scheduled + 1 == size() && size() > request.prompt_tokens; }
+  // With the tokens that are being drawn.
+  std::uint32_t length() const { return size() + unknown; }
+  // A sequence decodes when its only unscheduled token is one it has just generated, or generates.
+  bool decoding() const { return scheduled + 1 == length() && length() > request.prompt_tokens; }
 };
 
 }  // namespace millrace

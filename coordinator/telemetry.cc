@@ -53,11 +53,13 @@ void Telemetry::note_sent(Clock::time_point now) {
   if (under_way_++ == 0) busy_since_ = now;
 }
 
-void Telemetry::note_finished(Clock::time_point sent, Clock::time_point now, std::uint64_t tokens) {
+void Telemetry::note_finished(Clock::time_point begin, Clock::time_point now,
+                              std::uint64_t tokens) {
   const std::lock_guard lock(mutex_);
   CHECK(under_way_ > 0, "a step ends that was never sent");
   if (--under_way_ == 0) data_.busy_ns += ns_between(busy_since_, now);
-  observe(data_.step_seconds, Metric::kStepTime, std::chrono::duration<double>(now - sent).count());
+  observe(data_.step_seconds, Metric::kStepTime,
+          std::chrono::duration<double>(now - begin).count());
   observe(data_.step_tokens, Metric::kIterationTokens, static_cast<double>(tokens));
 }
 

@@ -25,9 +25,10 @@ class Telemetry {
   Telemetry();
 
   void note_start_phase(std::string name, std::chrono::duration<float> time);
-  // A plan with `tokens` > 0 has gone out, or come back. Plans may overlap.
+  // A plan with `tokens` > 0 has gone out, or come back from a step that began at `begin`. Plans
+  // may overlap.
   void note_sent(Clock::time_point now);
-  void note_finished(Clock::time_point sent, Clock::time_point now, std::uint64_t tokens);
+  void note_finished(Clock::time_point begin, Clock::time_point now, std::uint64_t tokens);
   void note_report(const WorkerReport& report, Clock::time_point now);
 
   CellTelemetry snapshot() const;

@@ -215,7 +215,8 @@ inline constexpr auto kCatalogue = [] {
      "Steps a cell has finished, as its heartbeats report.", kCell, {}},
 
     {Metric::kStepTime, kHis, "millrace_step_seconds", "s",
-     "From sending a step's plan to its last result.", kCell, kStepBuckets},
+     "From sending a step's plan (with one stage: from the end of the step before, if that is "
+     "later) to its last result.", kCell, kStepBuckets},
     {Metric::kCellBusy, kCtr, "millrace_cell_busy_seconds_total", "s",
      "Time with a step under way.", kCell, {}},
     {Metric::kPipelineBubble, kGau, "millrace_pipeline_bubble_ratio", "ratio",

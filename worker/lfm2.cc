@@ -24,6 +24,7 @@ void lfm2_layers(const StepContext& step, const ModelWeights& weights, const Sta
   std::size_t attention_index = 0;
   std::size_t moe_index = 0;
   for (const LayerWeights& layer : weights.layers) {
+    if (step.world != nullptr) step.world->progress();
     const auto norm = [&](std::span<const float> weight) {
       step.ops.rms_norm(step.run, step.hidden(), weight, m.norm_eps, step.normed());
     };

@@ -3,6 +3,7 @@
 
 #include "config/model_config.h"
 #include "kernels/table.h"
+#include "parallel/communicator.h"
 #include "worker/activations.h"
 #include "worker/step_batch.h"
 
@@ -14,6 +15,9 @@ struct StepContext {
   const ModelConfig& model;
   const StepBatch& batch;
   Activations& act;
+  // Where the result of the step before may still be on its way: moved on once a layer. May be
+  // null.
+  parallel::Communicator* world = nullptr;
 
   std::int64_t tokens() const { return batch.tokens(); }
   kernels::MatrixView<float> hidden() const { return act.hidden.view(tokens()); }

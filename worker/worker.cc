@@ -159,7 +159,7 @@ const StepResult& Worker::execute(const StepPlan& plan) {
   const bool any = batch_.tokens() > 0;
   if (any) take_input(plan);
 
-  const StepContext step{*options_.kernels, run_, model_, batch_, *act_};
+  const StepContext step{*options_.kernels, run_, model_, batch_, *act_, comms_.world};
   const StageState state{kv_, conv_, moe_, inverse_frequencies_};
   if (exchange_) {
     const MoeExchange exchange = exchange_for(plan);

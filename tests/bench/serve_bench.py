@@ -20,6 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ARRANGEMENTS = {
     "embedded-1x1": ["--embedded"],
     "mpi-1x1": [],
+    "embedded-1x1-async": ["--embedded", "--set", "scheduler.async=always"],
+    "mpi-1x1-async": ["--set", "scheduler.async=always"],
     "mpi-1x2": ["--lanes", "2"],
     "mpi-2x1": ["--stages", "2"],
     "mpi-2x2": ["--stages", "2", "--lanes", "2"],

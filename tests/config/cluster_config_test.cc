@@ -168,6 +168,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "test.yaml: 3000 must be at least twice"},
         Refusal{"deadlines: {step_ms: 100}", "deadlines.collective_ms",
                 "at most deadlines.step_ms, 100"},
+        Refusal{"{grid: {stages: 2}, scheduler: {async: always}}", "scheduler.async",
+                "always needs grid.stages 1, not 2"},
         Refusal{"scheduler: {prefill_chunk_tokens: 1024}", "scheduler.prefill_chunk_tokens",
                 "at most scheduler.max_step_tokens, 512"},
         Refusal{"cache: {max_sequences: 4096}", "scheduler.max_step_tokens",

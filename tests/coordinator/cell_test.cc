@@ -183,6 +183,41 @@ TEST(Cell, AStepThatDoesNotEndFailsTheCellWithinTheDeadline) {
   EXPECT_TRUE(got.last.contains(1)) << "what ran must be told";
 }
 
+// Answers one plan after the other, each after a while.
+class SlowLink final : public ScriptedLink {
+ public:
+  SlowLink(const SchedulerLimits& limits, std::chrono::milliseconds step)
+      : ScriptedLink(limits), step_(step) {}
+  std::optional<StepResult> receive(std::chrono::microseconds timeout) override {
+    std::optional<StepResult> result = ScriptedLink::receive(timeout);
+    if (result) std::this_thread::sleep_for(step_);
+    return result;
+  }
+
+ private:
+  std::chrono::milliseconds step_;
+};
+
+// Two plans in flight: the second is sent with the first, but its time begins when that one ends.
+TEST(Cell, AStepBeginsWhenTheOneBeforeHasEnded) {
+  Cell::Options o = options();
+  o.limits.stages = o.limits.lanes = 1;
+  o.limits.async = true;
+  o.step_deadline = 2'000ms;
+  SlowLink link(o.limits, 1'200ms);
+  Collected got;
+  RunningCell running(o, link, got.callbacks());
+  ASSERT_TRUE(running.cell.submit(make_request(1, 5, 2, kVocab)));
+  EXPECT_TRUE(got.wait([&] { return got.last.contains(1) || !got.failure.empty(); }));
+  EXPECT_EQ(got.failure, "");
+  EXPECT_EQ(got.output[1].size(), 2U);
+  running.end();
+  const CellTelemetry telemetry = running.cell.telemetry();
+  EXPECT_GE(telemetry.step_seconds.sum, 2.4);
+  EXPECT_LT(telemetry.step_seconds.sum, 3.3) << "1.2 + 2.4 s if counted from the sending";
+  EXPECT_LT(static_cast<double>(telemetry.busy_ns) / 1e9, 3.3);
+}
+
 TEST(Cell, AnIdleCellProbesItsWorkers) {
   Cell::Options o = options();
   o.probe_interval = 20ms;

@@ -1,5 +1,6 @@
 #include "coordinator/scheduler.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <deque>
@@ -10,6 +11,7 @@
 namespace millrace {
 namespace {
 
+using ::testing::ElementsAre;
 using testing::expected_output;
 using testing::make_request;
 using testing::ScriptedWorkers;
@@ -30,8 +32,16 @@ SchedulerLimits small_limits() {
   return limits;
 }
 
-// Drives a scheduler against scripted workers with up to `stages` plans in flight, and collects
-// what comes out.
+// One stage and one lane, with a plan ahead.
+SchedulerLimits async_limits() {
+  SchedulerLimits limits = small_limits();
+  limits.stages = limits.lanes = 1;
+  limits.async = true;
+  return limits;
+}
+
+// Drives a scheduler against scripted workers with as many plans in flight as it gives, and
+// collects what comes out.
 class Harness {
  public:
   explicit Harness(const SchedulerLimits& limits) : scheduler(limits), workers_(limits) {}
@@ -128,11 +138,13 @@ TEST(Scheduler, ChunksOfOnePromptFillThePipeline) {
 }
 
 TEST(Scheduler, TokensDoNotDependOnLoadPreemptionOrGrid) {
-  for (const std::uint32_t stages : {1U, 2U, 3U}) {
+  for (const std::uint32_t depth : {1U, 2U, 3U, 0U}) {  // stages; 0: one, asynchronous
+    const std::uint32_t stages = std::max(depth, 1U);
     for (const std::uint32_t lanes : {1U, 2U}) {
       for (const std::uint32_t blocks : {25U, 32U, 200U}) {  // 25: one sequence of 100 just fits
         SchedulerLimits limits = small_limits();
         limits.stages = stages;
+        limits.async = depth == 0;
         limits.lanes = lanes;
         limits.blocks = blocks;
         Harness harness(limits);
@@ -147,14 +159,159 @@ TEST(Scheduler, TokensDoNotDependOnLoadPreemptionOrGrid) {
           for (unsigned i = random() % 4; i > 0; --i) harness.step();
         }
         harness.run();
-        EXPECT_EQ(harness.output, expected) << stages << "x" << lanes << " blocks " << blocks;
+        EXPECT_EQ(harness.output, expected) << depth << "x" << lanes << " blocks " << blocks;
         EXPECT_EQ(harness.scheduler.status().kv_tokens_used, 0U);
         const std::uint64_t preemptions = harness.scheduler.status().preemptions;
         EXPECT_TRUE(blocks != 25 || preemptions > 0);
         EXPECT_TRUE(blocks != 200 || preemptions == 0);
+        EXPECT_EQ(harness.workers().tokens_of_slots() > 0, limits.async);
       }
     }
   }
+}
+
+TEST(AsyncScheduler, GoesOnWithTokensThatItDoesNotKnow) {
+  Scheduler scheduler(async_limits());
+  ASSERT_TRUE(scheduler.submit(make_request(1, 20, 3, kVocab)).has_value());
+  const StepPlan first = *scheduler.next_plan();
+  const StepPlan second = *scheduler.next_plan();
+  EXPECT_EQ(second.lanes[0].chunks[0].position, 16U);
+  EXPECT_TRUE(second.lanes[0].chunks[0].sample);
+  EXPECT_FALSE(scheduler.next_plan().has_value()) << "two plans in flight";
+
+  ASSERT_TRUE(scheduler.on_result({1, 0, {}, {}}).has_value());
+  const StepPlan third = *scheduler.next_plan();
+  EXPECT_THAT(third.lanes[0].chunks[0].tokens, ElementsAre(kTokenOfSlot));
+  EXPECT_EQ(third.lanes[0].chunks[0].position, 20U);
+  EXPECT_TRUE(third.lanes[0].chunks[0].sample);
+  EXPECT_EQ(third.exchange, ExchangePath::kAllToAllFixed);
+
+  EXPECT_EQ(scheduler.on_result({2, 0, {{0, {77, 0}, {}}}, {}})->tokens.at(0).token.token, 77);
+  const StepPlan fourth = *scheduler.next_plan();
+  EXPECT_THAT(fourth.lanes[0].chunks[0].tokens, ElementsAre(kTokenOfSlot)) << "the second token";
+  EXPECT_EQ(fourth.lanes[0].chunks[0].position, 21U);
+
+  EXPECT_EQ(scheduler.on_result({3, 0, {{0, {78, 0}, {}}}, {}})->tokens.at(0).token.token, 78);
+  EXPECT_FALSE(scheduler.next_plan().has_value()) << "the third token, the last, is being drawn";
+  const auto last = scheduler.on_result({4, 0, {{0, {79, 0}, {}}}, {}});
+  EXPECT_EQ(last->tokens.at(0).finish, FinishReason::kLength);
+  EXPECT_TRUE(scheduler.idle());
+  EXPECT_EQ(scheduler.status().kv_tokens_used, 0U);
+}
+
+TEST(AsyncScheduler, FeedsNoTokenThatALimitMakesTheLast) {
+  for (const auto& [prompt, max_new] :
+       {std::pair(10U, 1U), std::pair(10U, 7U), std::pair(98U, 50U), std::pair(99U, 50U)}) {
+    Harness harness(async_limits());
+    ASSERT_TRUE(harness.scheduler.submit(make_request(1, prompt, max_new, kVocab)).has_value());
+    harness.run();
+    const std::uint32_t drawn = std::min(max_new, 100 - prompt);
+    EXPECT_EQ(harness.output[1].size(), drawn);
+    EXPECT_EQ(harness.finish[1], FinishReason::kLength);
+    EXPECT_EQ(harness.workers().tokens_fed(), prompt + drawn - 1);
+  }
+}
+
+// The stop token is seen when the step after it is under way: that step's token belongs to nobody,
+// and the slot and the blocks go to the next sequence.
+TEST(AsyncScheduler, ATokenBehindTheStopTokenIsDropped) {
+  SchedulerLimits limits = async_limits();
+  limits.max_sequences = 1;
+  limits.blocks = 3;
+  Scheduler scheduler(limits);
+  SequenceRequest request = make_request(1, 4, 8, kVocab);
+  request.stop_token_ids = {77};
+  ASSERT_TRUE(scheduler.submit(request).has_value());
+  ASSERT_TRUE(scheduler.submit(make_request(2, 12, 1, kVocab)).has_value());
+  scheduler.next_plan();
+  const StepPlan surplus = *scheduler.next_plan();
+  EXPECT_THAT(surplus.lanes[0].chunks[0].tokens, ElementsAre(kTokenOfSlot));
+  const auto stopped = scheduler.on_result({1, 0, {{0, {77, 0}, {}}}, {}});
+  EXPECT_EQ(stopped->tokens.at(0).finish, FinishReason::kStop);
+  EXPECT_EQ(scheduler.status().kv_tokens_used, 0U);
+
+  const StepPlan next = *scheduler.next_plan();  // goes out behind the surplus step
+  ASSERT_EQ(next.lanes[0].starts.size(), 1U);
+  EXPECT_EQ(next.lanes[0].starts[0].slot, surplus.lanes[0].chunks[0].slot);
+  EXPECT_EQ(next.lanes[0].chunks[0].new_blocks.size(), 3U)
+      << "all blocks, those just freed as well";
+  EXPECT_TRUE(scheduler.on_result({2, 0, {{0, {5, 0}, {}}}, {}})->tokens.empty());
+  const auto ended = scheduler.on_result({3, 0, {{0, {6, 0}, {}}}, {}});
+  EXPECT_EQ(ended->tokens.at(0).id, 2U);
+  EXPECT_EQ(ended->tokens.at(0).token.token, 6);
+  EXPECT_TRUE(scheduler.idle());
+}
+
+TEST(AsyncScheduler, StopTokensCostARowOfOneStepAtMost) {
+  SchedulerLimits limits = async_limits();
+  limits.blocks = 200;
+  Harness harness(limits);
+  std::uint64_t needed = 0;
+  std::uint64_t stopped = 0;
+  for (RequestId id = 1; id <= 30; ++id) {
+    SequenceRequest request = make_request(id, 5, 60, kVocab);
+    for (std::int32_t t = 0; t < 40; ++t) request.stop_token_ids.push_back(t);
+    const auto output = expected_output(request, kVocab);
+    needed += request.prompt_tokens + output.size() - 1;
+    stopped += output.back() < 40 && output.size() < 60 ? 1 : 0;
+    ASSERT_TRUE(harness.scheduler.submit(request).has_value());
+  }
+  harness.run();
+  EXPECT_GT(stopped, 5U);
+  EXPECT_GT(harness.workers().tokens_fed(), needed);
+  EXPECT_LE(harness.workers().tokens_fed(), needed + stopped);
+}
+
+TEST(AsyncScheduler, ATokenThatCouldNotBeDrawnEndsTheSequenceOnce) {
+  Scheduler scheduler(async_limits());
+  ASSERT_TRUE(scheduler.submit(make_request(1, 4, 5, kVocab)).has_value());
+  scheduler.next_plan();
+  scheduler.next_plan();
+  const auto events = scheduler.on_result({1, 0, {{0, {kNoToken, 0}, {}}}, {}});
+  ASSERT_EQ(events->tokens.size(), 1U);
+  EXPECT_EQ(events->tokens[0].finish, FinishReason::kError);
+  EXPECT_FALSE(scheduler.idle()) << "a plan is in flight";
+  EXPECT_TRUE(scheduler.on_result({2, 0, {{0, {3, 0}, {}}}, {}})->tokens.empty());
+  EXPECT_TRUE(scheduler.idle());
+}
+
+// Two sequences grow until the younger one must go, while its token is being drawn.
+TEST(AsyncScheduler, APreemptedSequenceWaitsForItsToken) {
+  SchedulerLimits limits = async_limits();
+  limits.blocks = 7;
+  limits.max_context_tokens = 28;
+  Harness harness(limits);
+  std::map<RequestId, std::vector<std::int32_t>> expected;
+  for (RequestId id = 1; id <= 2; ++id) {
+    const SequenceRequest request = make_request(id, 8, 16, kVocab);
+    expected[id] = expected_output(request, kVocab);
+    ASSERT_TRUE(harness.scheduler.submit(request).has_value());
+  }
+  harness.run();
+  EXPECT_EQ(harness.output, expected);
+  EXPECT_GT(harness.scheduler.status().preemptions, 0U);
+  EXPECT_EQ(harness.scheduler.status().kv_tokens_used, 0U);
+}
+
+TEST(AsyncScheduler, ACancelledSequenceIsInNoLaterPlan) {
+  Scheduler scheduler(async_limits());
+  ASSERT_TRUE(scheduler.submit(make_request(1, 4, 50, kVocab)).has_value());
+  ASSERT_TRUE(scheduler.submit(make_request(2, 4, 50, kVocab)).has_value());
+  scheduler.next_plan();
+  scheduler.next_plan();
+  EXPECT_TRUE(scheduler.cancel(1));
+  EXPECT_EQ(scheduler.on_result({1, 0, {{0, {3, 0}, {}}, {1, {4, 0}, {}}}, {}})->tokens.size(), 1U);
+  const StepPlan third = *scheduler.next_plan();
+  ASSERT_EQ(third.lanes[0].chunks.size(), 1U);
+  EXPECT_EQ(third.lanes[0].chunks[0].slot, 1U);
+  EXPECT_EQ(scheduler.on_result({2, 0, {{0, {5, 0}, {}}, {1, {6, 0}, {}}}, {}})->tokens.at(0).id,
+            2U);
+}
+
+TEST(AsyncScheduler, IsForOneStage) {
+  SchedulerLimits limits = small_limits();
+  limits.async = true;
+  EXPECT_DEATH(Scheduler{limits}, "CHECK failed");
 }
 
 TEST(Scheduler, DecodesOfBothCohortsAreInFlightTogether) {
@@ -210,8 +367,11 @@ TEST(Scheduler, AnIdMayBeUsedAgainWhileAnOldPlanIsInFlight) {
   EXPECT_TRUE(events->tokens.empty()) << "a token of the cancelled sequence went to its namesake";
 }
 
-TEST(Scheduler, PromptLogprobsComeOnceAndWholeEvenAfterPreemption) {
-  SchedulerLimits limits = small_limits();
+class SchedulerModes : public ::testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(Async, SchedulerModes, ::testing::Bool());
+
+TEST_P(SchedulerModes, PromptLogprobsComeOnceAndWholeEvenAfterPreemption) {
+  SchedulerLimits limits = GetParam() ? async_limits() : small_limits();
   limits.lanes = 1;
   limits.blocks = 25;
   Harness harness(limits);

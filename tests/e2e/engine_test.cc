@@ -2,6 +2,7 @@
 // arrangement that contract C1 names.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -119,6 +120,10 @@ std::vector<SequenceRequest> mixed_requests(std::int32_t vocab) {
     }
     r.sampling.logprobs = static_cast<std::int32_t>(id % 4) - 1;
     r.sampling.prompt_logprobs = id % 6 == 0;
+    if (id % 3 == 2) {  // a random model stops soon
+      for (std::int32_t token = 0; token < vocab / 6; ++token) r.stop_token_ids.push_back(token);
+      r.max_new_tokens = 40;
+    }
     requests.push_back(r);
   }
   return requests;
@@ -136,6 +141,7 @@ struct Arrangement {
   ExchangeChoice exchange = ExchangeChoice::kAuto;
   bool shuffled_experts = false;  // homes other than runs of ids
   Isa isa = Isa::kAuto;
+  bool async = true;
 };
 
 // Expert e lives where a fixed shuffle of the contiguous placement puts it.
@@ -166,6 +172,7 @@ std::map<RequestId, Output> run_in(const std::string& model, const Arrangement& 
   config.cache.max_sequences = a.sequences;
   config.scheduler.exchange = a.exchange;
   config.grid.isa = a.isa;
+  config.scheduler.async = a.async && a.stages == 1 ? AsyncSteps::kAlways : AsyncSteps::kNever;
   EngineHarness engine(config, a.shuffled_experts ? shuffle_experts : nullptr);
   if (together) return engine.run(requests);
   std::map<RequestId, Output> all;
@@ -179,17 +186,26 @@ TEST_P(SameTokens, WhateverTheGridLoadChunksBlocksAndThreads) {
   const std::string model = checkpoint_of(GetParam());
   const bool dense = GetParam() == "dense";
   const std::vector<SequenceRequest> requests = mixed_requests(320);
-  const auto alone = run_in(model, {}, requests, /*together=*/false);
+  const auto alone = run_in(model, {.async = false}, requests, /*together=*/false);
   ASSERT_EQ(alone.size(), requests.size());
+  const auto ended = [&](FinishReason reason) {
+    return std::ranges::count_if(
+        alone, [reason](const auto& entry) { return entry.second.events.back().finish == reason; });
+  };
+  EXPECT_GE(ended(FinishReason::kStop), 2);
+  EXPECT_GE(ended(FinishReason::kLength), 2);
   const std::vector<Arrangement> arrangements = {
-      {},  // batched
+      {},  // batched, with a step ahead wherever there is one stage
+      {.async = false},
       {.threads = 3},
       {.step_tokens = 16, .chunk = 1},  // chunks of one token
       {.step_tokens = 37, .chunk = 2, .block = 16},
       {.stages = 2},
       {.stages = 3, .step_tokens = 24, .chunk = 7},
       {.kv_tokens = 256, .sequences = 5},  // preemptions
+      {.kv_tokens = 256, .sequences = 5, .async = false},
       {.lanes = 2},
+      {.lanes = 2, .async = false},
       {.stages = 2, .lanes = 2, .exchange = ExchangeChoice::kFixed},
       {.stages = 2, .lanes = 2, .exchange = ExchangeChoice::kExact},
       {.stages = 2, .lanes = 2, .exchange = ExchangeChoice::kAllGather},

@@ -39,6 +39,7 @@ class ScriptedWorkers {
   }
 
   std::uint64_t tokens_fed() const { return tokens_fed_; }
+  std::uint64_t tokens_of_slots() const { return tokens_of_slots_; }  // kTokenOfSlot, of those
   std::uint32_t most_step_tokens() const { return most_step_tokens_; }
 
  private:
@@ -46,6 +47,8 @@ class ScriptedWorkers {
     std::vector<std::int32_t> tokens;
     std::vector<BlockId> blocks;
     bool bound = false;
+    bool drew = false;  // the chunk before
+    std::int32_t drawn = 0;
   };
 
   StepResult execute_lane(const StepPlan& plan, std::uint32_t lane) {
@@ -77,7 +80,13 @@ class ScriptedWorkers {
     EXPECT_TRUE(slot.bound);
     EXPECT_EQ(chunk.position, slot.tokens.size()) << "a gap or a repeat in what is fed";
     EXPECT_FALSE(chunk.tokens.empty());
-    slot.tokens.insert(slot.tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
+    for (const std::int32_t token : chunk.tokens) {
+      if (token == kTokenOfSlot) {
+        EXPECT_TRUE(limits_.async && slot.drew && chunk.tokens.size() == 1);
+        ++tokens_of_slots_;
+      }
+      slot.tokens.push_back(token == kTokenOfSlot ? slot.drawn : token);
+    }
     tokens_fed_ += chunk.tokens.size();
     for (const BlockId block : chunk.new_blocks) {
       EXPECT_LT(block, limits_.blocks);
@@ -99,9 +108,10 @@ class ScriptedWorkers {
              {}});
       }
     }
+    slot.drew = chunk.sample;
     if (chunk.sample) {
-      result.sampled.push_back(
-          {chunk.slot, {hashed_token(slot.tokens, limits_.vocab_size), 0}, {}});
+      slot.drawn = hashed_token(slot.tokens, limits_.vocab_size);
+      result.sampled.push_back({chunk.slot, {slot.drawn, 0}, {}});
     }
   }
 
@@ -110,6 +120,7 @@ class ScriptedWorkers {
   std::vector<std::map<BlockId, SlotId>> owner_;
   std::uint64_t last_step_ = 0;
   std::uint64_t tokens_fed_ = 0;
+  std::uint64_t tokens_of_slots_ = 0;
   std::uint32_t most_step_tokens_ = 0;
 };
 

@@ -223,6 +223,8 @@ const StepResult& CudaWorker::collect() {
   }
   const InFlight oldest = in_flight_.front();
   in_flight_.erase(in_flight_.begin());
+  const auto now = Clock::now();
+  for (InFlight& next : in_flight_) next.begin = now;
   result_.lane = static_cast<std::uint32_t>(cell_.position->lane);
   result_.sampled.clear();
   result_.prompt_logprobs.clear();
@@ -230,7 +232,7 @@ const StepResult& CudaWorker::collect() {
   if (oldest.counted) {
     ++report_.steps;
     report_.step_ns += static_cast<std::uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - oldest.begin).count());
+        std::chrono::duration_cast<std::chrono::nanoseconds>(now - oldest.begin).count());
   }
   return result_;
 }

@@ -71,7 +71,8 @@ class CudaWorker final : public StepExecutor {
   struct InFlight {
     std::size_t pending = 0;
     bool counted = false;  // in the report: some lane had tokens
-    std::chrono::steady_clock::time_point begin;
+    std::chrono::steady_clock::time_point
+        begin;  // given to the device, or the end of the one before
   };
 
   void submit(const StepPlan& plan);

@@ -67,6 +67,10 @@ inline std::vector<SequenceRequest> device_requests(std::int32_t vocab, int coun
     if (id % 5 == 2) r.sampling.logit_bias = {{17, 3.5F}, {200, -100.0F}};
     r.sampling.logprobs = static_cast<std::int32_t>(id % 4) - 1;
     r.sampling.prompt_logprobs = id == 5;
+    if (id % 3 == 2) {  // a random model stops soon
+      for (std::int32_t token = 0; token < vocab / 4; ++token) r.stop_token_ids.push_back(token);
+      r.max_new_tokens = 12;
+    }
     requests.push_back(r);
   }
   return requests;

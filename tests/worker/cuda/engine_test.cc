@@ -62,6 +62,7 @@ void compare_with_cpu(ClusterConfig device, const std::string& model, float tole
     r.sampling.temperature = 0;
     r.sampling.logprobs = 20;
     r.max_new_tokens = 6;
+    r.stop_token_ids.clear();
   }
   const Outputs expected = run(cpu_config(model), requests);
   const Outputs got = run(device, requests);
@@ -109,7 +110,9 @@ TEST_P(OnDevice, AnArrangementChangesNoBit) {
   const bool dense = GetParam() == "dense";
   const ClusterConfig base = device_config(device_checkpoint(GetParam()));
   const std::vector<SequenceRequest> requests = device_requests(320);
-  const Outputs expected = run_one_by_one(base, requests);
+  ClusterConfig plain = base;
+  plain.scheduler.async = AsyncSteps::kNever;
+  const Outputs expected = run_one_by_one(plain, requests);
   const auto same = [&](const char* what, const std::function<void(ClusterConfig&)>& change) {
     ClusterConfig config = base;
     change(config);
@@ -118,7 +121,8 @@ TEST_P(OnDevice, AnArrangementChangesNoBit) {
       EXPECT_EQ(got.at(r.id), expected.at(r.id)) << "sequence " << r.id << ": " << what;
     }
   };
-  same("batched", [](ClusterConfig&) {});
+  same("batched, a step ahead wherever there is one stage", [](ClusterConfig&) {});
+  same("one step at a time", [](ClusterConfig& c) { c.scheduler.async = AsyncSteps::kNever; });
   same("without graphs", [](ClusterConfig& c) { c.device.graphs = false; });
   same("chunks of one token", [](ClusterConfig& c) {
     c.scheduler.max_step_tokens = 11;
@@ -188,6 +192,24 @@ TEST(OnDevices, TheOrderOfThreadsAndTheSizeOfTheDeviceChangeNoBit) {
   cuda_emulator::set_order(cuda_emulator::Order::kReverse);
   cuda_emulator::set_sm_count(3);
   EXPECT_EQ(run(config, requests), expected);
+  cuda_emulator::reset();
+}
+
+// What one step still reads or has not written yet when the next is prepared would show here.
+TEST(OnDevices, WorkThatIsDoneLateChangesNoBit) {
+  ClusterConfig config = device_config(device_checkpoint("moe"));
+  const std::vector<SequenceRequest> requests = device_requests(320);
+  config.scheduler.async = AsyncSteps::kNever;
+  const Outputs expected = run(config, requests);
+  config.scheduler.async = AsyncSteps::kAuto;
+  cuda_emulator::set_lazy(true);
+  EXPECT_EQ(run(config, requests), expected);
+  config.cache.max_sequences = 3;
+  EXPECT_EQ(run(config, requests), expected) << "slots are used again at once";
+  config.grid.lanes = 2;
+  EXPECT_EQ(run(config, requests), expected) << "two lanes";
+  config.grid.stages = 2;
+  EXPECT_EQ(run(config, requests), expected) << "two stages, two lanes";
   cuda_emulator::reset();
 }
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <future>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "parallel/thread_communicator.h"
 #include "worker/cuda/cuda_worker.h"
 #include "worker/device_backend.h"
+#include "worker/plan_transport.h"
 
 namespace millrace::testing {
 
@@ -68,6 +70,41 @@ inline void with_cuda_worker(const ClusterConfig& config,
     ASSERT_TRUE(worker.has_value()) << worker.error().to_string();
     body(dynamic_cast<CudaWorker&>(**worker));
   });
+}
+
+// What a worker answers to plans that are all there when it begins, so that it gives the device as
+// many steps as it may before it waits for one.
+inline std::vector<StepResult> run_ahead(const ClusterConfig& config,
+                                         const std::vector<StepPlan>& plans) {
+  const CellSetup setup = setup_of(config);
+  parallel::ThreadGroup group(
+      2, {.deadline = std::chrono::milliseconds(config.deadlines.collective_ms)});
+  const auto grid = parallel::ProcessGrid::make(1, 1, 2);
+  std::promise<void> sent;
+  std::thread rank([&] {
+    const auto world = group.take(1);
+    parallel::CellComms comms = parallel::make_cell_comms(*world, *grid);
+    const auto worker = make_rank(setup, comms);
+    sent.get_future().wait();
+    ASSERT_TRUE(worker.has_value()) << worker.error().to_string();
+    (*worker)->run();
+  });
+  const auto world = group.take(0);
+  parallel::make_cell_comms(*world, *grid);
+  PlanSender sender(*world);
+  for (const StepPlan& plan : plans) sender.send(plan);
+  sent.set_value();
+  std::vector<StepResult> results;
+  while (results.size() < plans.size()) {
+    auto result = sender.receive(std::chrono::seconds(60));
+    if (!result) break;
+    results.push_back(std::move(*result));
+  }
+  StepPlan last;
+  last.shutdown = true;
+  sender.send(last);
+  rank.join();
+  return results;
 }
 
 // Plans for sequences that all start with `prompt` tokens and then go on by one token a step.

@@ -285,6 +285,26 @@ TEST(DeviceMemoryPlan, TheCacheGetsWhatIsLeft) {
   EXPECT_LE(2 * shared->memory.ranks.at(0).total_bytes(), budget);
 }
 
+TEST(DeviceSetup, DevicesOfOneStageGetAStepAhead) {
+  const auto async = [](const std::function<void(ClusterConfig&)>& change) {
+    const auto setup = plan(change);
+    EXPECT_TRUE(setup.has_value());
+    return setup->scheduler_limits().async;
+  };
+  EXPECT_TRUE(async([](ClusterConfig&) {}));
+  EXPECT_TRUE(async([](ClusterConfig& c) { c.grid.lanes = 2; }));
+  EXPECT_FALSE(async([](ClusterConfig& c) { c.grid.stages = 2; }));
+  EXPECT_FALSE(async([](ClusterConfig& c) { c.scheduler.async = AsyncSteps::kNever; }));
+  const auto on_cpu = [](AsyncSteps steps) {
+    return [steps](ClusterConfig& c) {
+      c.device.backend = DeviceChoice::kCpu;
+      c.scheduler.async = steps;
+    };
+  };
+  EXPECT_FALSE(async(on_cpu(AsyncSteps::kAuto)));
+  EXPECT_TRUE(async(on_cpu(AsyncSteps::kAlways)));
+}
+
 TEST(DeviceMemoryPlan, Fp8HalvesTheMatrices) {
   const auto bf16 = plan([](ClusterConfig&) {});
   const auto fp8 = plan([](ClusterConfig& c) { c.device.weights = DeviceWeightFormat::kFp8; });

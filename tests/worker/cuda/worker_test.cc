@@ -94,6 +94,47 @@ TEST(CudaWorker, TheTokenOfASlotIsTheOneThatItDrew) {
   }
 }
 
+// Sequences that begin, go on with what they drew, end, and leave their slots to others.
+std::vector<StepPlan> plans_ahead() {
+  constexpr std::int32_t k = kTokenOfSlot;
+  PlanMaker plans(32);
+  std::vector<StepPlan> out = {plans.start({0, 1, 2}, 6)};
+  for (int i = 0; i < 3; ++i) out.push_back(plans.decode({0, 1, 2}, {k, k, k}));
+  out.push_back(plans.start({1, 3}, 9));
+  out.push_back(plans.decode({0, 1, 3}, {k, k, k}));
+  StepPlan mixed = plans.start({2}, 5);
+  const StepPlan others = plans.decode({0, 1, 3}, {k, 77, k});
+  mixed.step = others.step;
+  for (const Chunk& chunk : others.lanes[0].chunks) mixed.lanes[0].chunks.push_back(chunk);
+  mixed.bucket = 16;
+  out.push_back(mixed);
+  for (int i = 0; i < 3; ++i) out.push_back(plans.decode({2, 0}, {k, k}));
+  out.push_back(plans.empty());
+  out.push_back(plans.decode({2, 0, 1, 3}, {k, k, k, k}));
+  for (std::size_t i = 0; i < out.size(); ++i) out[i].step = i + 1;
+  return out;
+}
+
+TEST(CudaWorker, AStepAheadHasTheBitsOfOneAtATime) {
+  const std::vector<StepPlan> plans = plans_ahead();
+  for (const char* model : {"moe", "dense"}) {
+    std::vector<StepResult> alone;
+    with_cuda_worker(config_of(model), [&](CudaWorker& worker) {
+      for (const StepPlan& plan : plans) alone.push_back(worker.execute(plan));
+    });
+    EXPECT_EQ(testing::run_ahead(config_of(model), plans), alone);
+#if defined(MILLRACE_CUDA_EMULATED)
+    // Nothing of a step is done before the next one has been prepared.
+    cuda_emulator::set_lazy(true);
+    EXPECT_EQ(testing::run_ahead(config_of(model), plans), alone) << "late";
+    ClusterConfig launches = config_of(model);
+    launches.device.graphs = false;
+    EXPECT_EQ(testing::run_ahead(launches, plans), alone) << "late, without graphs";
+    cuda_emulator::reset();
+#endif
+  }
+}
+
 TEST(CudaWorker, CountsWhatItsExpertsRan) {
   with_cuda_worker(config_of("moe"), [&](CudaWorker& worker) {
     PlanMaker plans(32);

@@ -252,6 +252,10 @@ SchedulerLimits CellSetup::scheduler_limits() const {
   const AsyncSteps async = config.scheduler.async;
   limits.async = config.grid.stages == 1 && (async == AsyncSteps::kAlways ||
                                              (async == AsyncSteps::kAuto && on_devices(config)));
+  if (on_devices(config)) {
+    limits.max_logprobs = kMaxDeviceLogprobs;
+    limits.max_logit_bias = kMaxDeviceLogitBias;
+  }
   return limits;
 }
 

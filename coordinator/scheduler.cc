@@ -28,6 +28,23 @@ std::uint32_t Scheduler::blocks_for(std::uint32_t tokens) const {
   return (tokens + limits_.block_tokens - 1) / limits_.block_tokens;
 }
 
+Result<void> Scheduler::check_sampling(const SamplingParams& sampling) const {
+  if (Result<void> ok = check_sampling_params(sampling, limits_.vocab_size); !ok) return ok;
+  if (sampling.logprobs > limits_.max_logprobs) {
+    return invalid(
+        "sampling.logprobs",
+        fmt::format("{} alternatives beside each token; the devices of this cell give at "
+                    "most {}",
+                    sampling.logprobs, limits_.max_logprobs));
+  }
+  if (sampling.logit_bias.size() > static_cast<std::size_t>(limits_.max_logit_bias)) {
+    return invalid("sampling.logit_bias",
+                   fmt::format("{} biased tokens; the devices of this cell take at most {}",
+                               sampling.logit_bias.size(), limits_.max_logit_bias));
+  }
+  return {};
+}
+
 Result<void> Scheduler::check(const SequenceRequest& request) const {
   if (request.tokens.empty() || request.prompt_tokens == 0 ||
       request.prompt_tokens > request.tokens.size()) {
@@ -43,7 +60,7 @@ Result<void> Scheduler::check(const SequenceRequest& request) const {
                                            token, limits_.vocab_size));
     }
   }
-  if (Result<void> ok = check_sampling_params(request.sampling, limits_.vocab_size); !ok) return ok;
+  if (Result<void> ok = check_sampling(request.sampling); !ok) return ok;
   const std::uint64_t longest = std::min<std::uint64_t>(
       std::uint64_t{request.prompt_tokens} + request.max_new_tokens, limits_.max_context_tokens);
   if (request.tokens.size() >= limits_.max_context_tokens) {

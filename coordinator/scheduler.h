@@ -19,6 +19,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -47,6 +48,9 @@ struct SchedulerLimits {
   std::int32_t vocab_size = 0;
   ExchangeChoice exchange = ExchangeChoice::kAuto;
   bool async = false;  // two plans in flight; with one stage only (CHECK)
+  // What the workers' samplers have room for, where that is less than a request may ask for.
+  std::int32_t max_logprobs = std::numeric_limits<std::int32_t>::max();
+  std::int32_t max_logit_bias = std::numeric_limits<std::int32_t>::max();
 };
 
 class Scheduler {
@@ -117,6 +121,7 @@ class Scheduler {
   };
 
   Result<void> check(const SequenceRequest& request) const;
+  Result<void> check_sampling(const SamplingParams& sampling) const;
   std::uint32_t blocks_for(std::uint32_t tokens) const;
   bool cohort_in_flight(std::uint32_t cohort) const;
   // Whether a sequence of so many tokens has all that it may have.

@@ -39,6 +39,11 @@ struct DeviceProfile {
   std::uint64_t free_bytes = 0;
 };
 
+// What a device's sampler has room for: alternatives beside each token, and biased tokens of a
+// sequence. As much as the API accepts.
+inline constexpr std::int32_t kMaxDeviceLogprobs = 20;
+inline constexpr std::int32_t kMaxDeviceLogitBias = 1024;
+
 struct DevicePlanRequest {
   const ModelConfig& model;
   const TensorSource& source;

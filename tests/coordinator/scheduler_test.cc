@@ -13,6 +13,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using testing::expected_output;
+using ::testing::HasSubstr;
 using testing::make_request;
 using testing::ScriptedWorkers;
 
@@ -424,6 +425,22 @@ TEST(Scheduler, RefusesWhatCanNeverRun) {
   SequenceRequest bad_sampling = make_request(1, 5, 5, kVocab);
   bad_sampling.sampling.top_p = 2;
   EXPECT_EQ(error(bad_sampling).field, "sampling.top_p");
+  SchedulerLimits device = limits;
+  device.max_logprobs = 20;
+  device.max_logit_bias = 2;
+  Scheduler on_device(device);
+  SequenceRequest many = make_request(1, 5, 5, kVocab);
+  many.sampling.logprobs = 21;
+  EXPECT_EQ(on_device.submit(many).error().field, "sampling.logprobs");
+  EXPECT_THAT(on_device.submit(many).error().message, HasSubstr("at most 20"));
+  many.sampling.logprobs = 20;
+  many.sampling.logit_bias = {{1, 1.0F}, {2, 1.0F}, {3, 1.0F}};
+  EXPECT_EQ(on_device.submit(many).error().field, "sampling.logit_bias");
+  many.sampling.logit_bias.pop_back();
+  EXPECT_TRUE(on_device.submit(many).has_value());
+  EXPECT_TRUE(on_device.cancel(1));
+  many.sampling.logprobs = kVocab;
+  EXPECT_TRUE(Scheduler(limits).submit(many).has_value()) << "no such limit on the CPU";
   limits.blocks = 10;
   Scheduler tiny(limits);
   EXPECT_EQ(tiny.submit(make_request(1, 20, 30, kVocab)).error().field, "max_new_tokens");

@@ -13,11 +13,12 @@
 #include "kernels/tensor_view.h"
 #include "worker/cuda/device_arena.h"
 #include "worker/cuda/device_shape.h"
+#include "worker/device_backend.h"
 
 namespace millrace {
 
-// Entries of one sequence's logit_bias, as many as the gateway accepts.
-inline constexpr std::int32_t kMaxLogitBias = 1024;
+// Entries of one sequence's logit_bias.
+inline constexpr std::int32_t kMaxLogitBias = kMaxDeviceLogitBias;
 
 struct DeviceState {
   std::vector<kernels::cuda::KvPages> kv;  // by attention layer of the stage

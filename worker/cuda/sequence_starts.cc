@@ -15,6 +15,8 @@ using kernels::cuda::HistoryStart;
 using kernels::cuda::LogitBias;
 using kernels::cuda::SlotSampling;
 
+static_assert(kernels::cuda::kMaxAlternatives == kMaxDeviceLogprobs);
+
 std::int64_t history_room(const DeviceShape& shape) {
   return std::max<std::int64_t>(shape.limits.max_context_tokens, 16'384);
 }

@@ -20,8 +20,8 @@ class SequenceStarter {
   static std::size_t device_bytes(const DeviceShape& shape);
 
   // In stream order. Slots are below max_sequences (StepBatch has checked). Throws
-  // std::runtime_error for sampling parameters that no coordinator of ours sends: out of range, or
-  // beyond what the device's sampler has room for.
+  // std::runtime_error for sampling parameters that no coordinator of ours sends, as it refuses
+  // such requests: out of range, or beyond what the device's sampler has room for.
   void start(kernels::cuda::StreamRef stream, std::span<const SequenceStart> starts,
              std::chrono::milliseconds deadline);
 

@@ -170,6 +170,20 @@ TEST(OnDevices, SequencesGoOnFromTheirTokens) {
   }
 }
 
+// The gateway accepts no more either; this is for whatever else talks to a cell.
+TEST(OnDevices, MoreAlternativesThanADeviceGivesAreRefusedAtOnce) {
+  EngineHarness engine(device_config(device_checkpoint("moe")));
+  SequenceRequest request = device_requests(320, 1)[0];
+  request.sampling.logprobs = 21;
+  const Output refused = engine.run({request}).at(1);
+  ASSERT_EQ(refused.events.size(), 1U);
+  EXPECT_EQ(refused.events[0].finish, FinishReason::kError);
+  EXPECT_NE(refused.events[0].error.find("sampling.logprobs"), std::string::npos)
+      << refused.events[0].error;
+  request.sampling.logprobs = 20;
+  EXPECT_EQ(engine.run({request}).at(1).events.at(0).top.size(), 20U) << "the cell goes on";
+}
+
 TEST(OnDevices, Fp8HasTheSameBitsInEveryArrangementToo) {
   ClusterConfig config = device_config(device_checkpoint("moe"));
   config.device.weights = DeviceWeightFormat::kFp8;

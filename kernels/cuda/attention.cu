@@ -12,6 +12,7 @@ namespace {
 // ---- prefill: a block for each tile of a chunk and KV head ------------------------------------
 
 inline constexpr int kPrefillWarps = 4;
+inline constexpr int kPrefillBlocksPerSm = 2;
 
 template <class F>
 using PrefillBlock =
@@ -19,7 +20,7 @@ using PrefillBlock =
 
 // Two blocks on a multiprocessor: one's softmax runs beside the other's products.
 template <class F>
-__global__ void __launch_bounds__(32 * kPrefillWarps, 2)
+__global__ void __launch_bounds__(32 * kPrefillWarps, kPrefillBlocksPerSm)
     attention_prefill_kernel(const __grid_constant__ AttentionParams p) {
   MILLRACE_DYNAMIC_SMEM(smem);
   const int index = static_cast<int>(blockIdx.x) / p.source.kv_heads;
@@ -198,12 +199,16 @@ void start(StreamRef stream, const AttentionWorkspace& w, const AttentionTokens&
   if (tokens.batch == AttentionBatch::kMixed) {
     const auto blocks = static_cast<unsigned>(max_prefill_items(w, tokens.rows) * g);
     launch(attention_prefill_kernel<F>,
-           {dim3(blocks), dim3(PrefillBlock<F>::kThreads), PrefillBlock<F>::kSmemBytes}, stream, p);
+           {dim3(blocks), dim3(PrefillBlock<F>::kThreads), PrefillBlock<F>::kSmemBytes,
+            kPrefillBlocksPerSm},
+           stream, p);
   }
   const int blocks = std::min(max_decode_items(w, tokens.rows) * g,
                               current_sm_count() * decode_blocks_per_sm<F>());
   launch(attention_decode_kernel<F>,
-         {dim3(static_cast<unsigned>(blocks)), dim3(32), DecodeBlock<F>::kSmemBytes}, stream, p);
+         {dim3(static_cast<unsigned>(blocks)), dim3(32), DecodeBlock<F>::kSmemBytes,
+          decode_blocks_per_sm<F>()},
+         stream, p);
 }
 
 template <int kHeadDim>

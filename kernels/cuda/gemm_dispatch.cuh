@@ -45,7 +45,7 @@ template <class C>
 LaunchShape persistent_shape(const GemmPlan& plan) {
   const std::int64_t places = std::int64_t{C::BlocksPerSm} * current_sm_count();
   const auto blocks = static_cast<unsigned>(plan.units() < places ? plan.units() : places);
-  return {dim3(blocks), dim3(C::Threads), std::size_t{C::SmemBytes}};
+  return {dim3(blocks), dim3(C::Threads), std::size_t{C::SmemBytes}, C::BlocksPerSm};
 }
 
 }  // namespace millrace::kernels::cuda

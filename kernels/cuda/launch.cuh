@@ -24,6 +24,10 @@ struct LaunchShape {
   dim3 grid{1};
   dim3 block{1};
   std::size_t smem_bytes = 0;  // dynamic; above 48 KiB launch() makes the opt-in
+  // Blocks that a multiprocessor of Hopper or later is meant to run at once; 0: however many. With
+  // more than one, launch() asks for the largest part of the multiprocessor's memory as shared
+  // memory, since the driver's own choice may have room for fewer.
+  int blocks_per_sm = 0;
   // Where the launch stands, for error messages.
   const char* file = __builtin_FILE();
   int line = __builtin_LINE();

@@ -17,18 +17,32 @@ namespace {
 // What a block gets without asking.
 constexpr std::size_t kPlainSmemBytes = 48 << 10;
 
-// Raises the limit of dynamic shared memory of a kernel on the current device, once for each new
-// most.
-cudaError_t opt_in(const void* kernel, std::size_t bytes) {
+// What a kernel was given on a device.
+struct Granted {
+  std::size_t smem_bytes = kPlainSmemBytes;
+  bool all_shared = false;
+};
+
+// Sets what the kernel needs on the current device, once: a higher limit of dynamic shared memory,
+// and all of the multiprocessor's memory that can be shared memory.
+cudaError_t prepare(const void* kernel, const LaunchShape& shape) {
   static std::mutex mutex;
-  static std::map<std::pair<int, const void*>, std::size_t> granted;
+  static std::map<std::pair<int, const void*>, Granted> kernels;
   const std::lock_guard lock(mutex);
-  std::size_t& most = granted[{current_device(), kernel}];
-  if (bytes <= most) return cudaSuccess;
-  const cudaError_t code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                static_cast<int>(bytes));
-  if (code == cudaSuccess) most = bytes;
-  return code;
+  Granted& granted = kernels[{current_device(), kernel}];
+  if (shape.smem_bytes > granted.smem_bytes) {
+    const cudaError_t code = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.smem_bytes));
+    if (code != cudaSuccess) return code;
+    granted.smem_bytes = shape.smem_bytes;
+  }
+  if (shape.blocks_per_sm > 1 && !granted.all_shared) {
+    const cudaError_t code = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    if (code != cudaSuccess) return code;
+    granted.all_shared = true;
+  }
+  return cudaSuccess;
 }
 
 std::string launch_name(const LaunchShape& shape) {
@@ -55,7 +69,7 @@ EncodeTiled encode_tiled() {
 void detail::launch_kernel(const void* kernel, const LaunchShape& shape, StreamRef stream,
                            void** args) {
   cudaError_t code = cudaSuccess;
-  if (shape.smem_bytes > kPlainSmemBytes) code = opt_in(kernel, shape.smem_bytes);
+  if (shape.smem_bytes > kPlainSmemBytes || shape.blocks_per_sm > 1) code = prepare(kernel, shape);
   if (code == cudaSuccess) {
     code = cudaLaunchKernel(kernel, shape.grid, shape.block, args, shape.smem_bytes,
                             static_cast<cudaStream_t>(stream.handle));

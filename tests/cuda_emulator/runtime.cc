@@ -270,6 +270,17 @@ void detail::launch_kernel(const LaunchShape& shape, StreamRef stream, std::func
                     "dynamic shared memory",
                     threads, shape.grid.x, shape.grid.y, shape.grid.z, shape.smem_bytes));
   }
+  // A multiprocessor keeps 1 KiB for each block, and one block may have all of the rest. Kernels
+  // count on Hopper's and Blackwell's 228 KiB; older devices run fewer blocks.
+  const std::size_t reserved = std::size_t{1} << 10;
+  const auto wanted = static_cast<std::size_t>(shape.blocks_per_sm);
+  if (wanted * (shape.smem_bytes + reserved) > (std::size_t{228} << 10) ||
+      wanted * threads > 2048) {
+    throw CudaError("launch " + place, 9,
+                    fmt::format("{} blocks of {} threads and {} bytes of dynamic shared memory do "
+                                "not fit into a multiprocessor",
+                                wanted, threads, shape.smem_bytes));
+  }
   submit(stream, [=, body = std::move(body)] {
     cuda_emulator::Scheduler::of_this_thread().run_grid(place, shape.grid, shape.block,
                                                         shape.smem_bytes, body);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "kernels/cuda/launch.cuh"
@@ -189,6 +190,37 @@ TEST(Runtime, LaunchesOptInToLargeSharedMemoryAndRefuseTooMuch) {
   launch(touch, {1, 1, 120 << 10}, stream, out.as<unsigned char>());  // the device still works
   EXPECT_EQ(download<unsigned char>(stream, out)[0], 5);
 }
+
+#if defined(MILLRACE_CUDA_EMULATED)
+TEST(Runtime, BlocksThatAreMeantToRunTogetherFit) {
+  Stream stream;
+  auto out = poisoned<unsigned char>(stream, 1);
+  launch(touch, {1, 1, 113 << 10, 2}, stream, out.as<unsigned char>());
+  EXPECT_EQ(download<unsigned char>(stream, out)[0], 5);
+  EXPECT_THROW(launch(touch, {1, 1, 114 << 10, 2}, stream, out.as<unsigned char>()), CudaError);
+  EXPECT_THROW(launch(touch, {1, 1, 101 << 10, 3}, stream, out.as<unsigned char>()), CudaError);
+}
+#else
+TEST(Runtime, BlocksThatAreMeantToRunTogetherGetTheSharedMemory) {
+  const auto carveout = [] {
+    cudaFuncAttributes attributes{};
+    EXPECT_EQ(cudaFuncGetAttributes(&attributes, touch), cudaSuccess);
+    return attributes.preferredShmemCarveout;
+  };
+  Stream stream;
+  auto out = poisoned<unsigned char>(stream, 1);
+  const std::size_t half = (device_info(current_device()).smem_per_block_bytes + 1024) / 2 - 1024;
+  const std::size_t bytes = std::max<std::size_t>(half, 101 << 10);  // touch() needs so much
+  launch(touch, {1, 1, bytes}, stream, out.as<unsigned char>());
+  EXPECT_NE(carveout(), cudaSharedmemCarveoutMaxShared) << "not asked for";
+  launch(touch, {1, 1, bytes, 2}, stream, out.as<unsigned char>());
+  EXPECT_EQ(download<unsigned char>(stream, out)[0], 5);
+  EXPECT_EQ(carveout(), cudaSharedmemCarveoutMaxShared);
+  int together = 0;
+  EXPECT_EQ(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&together, touch, 1, half), cudaSuccess);
+  EXPECT_GE(together, 2);
+}
+#endif
 
 TEST(Runtime, TooMuchMemoryIsAnError) {
   try {

@@ -26,6 +26,7 @@ struct LaunchShape {
   dim3 grid{1};
   dim3 block{1};
   std::size_t smem_bytes = 0;
+  int blocks_per_sm = 0;
   const char* file = __builtin_FILE();
   int line = __builtin_LINE();
 };

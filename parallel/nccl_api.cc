@@ -102,7 +102,7 @@ NcclApi table() {
     return library.all_gather(mine, all, bytes, ncclInt8, comm, stream_of(stream));
   };
   api.reduce_scatter_bf16 = [](const void* in, void* out, std::size_t count, NcclApi::Comm comm,
-                              void* stream) -> int {
+                               void* stream) -> int {
     return library.reduce_scatter(in, out, count, ncclBfloat16, ncclSum, comm, stream_of(stream));
   };
   return api;
@@ -111,13 +111,13 @@ NcclApi table() {
 Result<NcclApi> open_library() {
   void* handle = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
-    return Error{ErrorCode::kUnsupported, "cuda.transport",
-                 fmt::format("NCCL is not here ({}); install it or set cuda.transport to staged",
+    return Error{ErrorCode::kUnsupported, "device.transport",
+                 fmt::format("NCCL is not here ({}); install it or set device.transport to staged",
                              dlerror())};
   }
   std::string missing;
   if (!find_all(handle, library, missing)) {
-    return Error{ErrorCode::kUnsupported, "cuda.transport",
+    return Error{ErrorCode::kUnsupported, "device.transport",
                  fmt::format("libnccl.so.2 has no {}; install NCCL 2.18 or later", missing)};
   }
   NcclApi api = table();
@@ -144,8 +144,8 @@ Result<const NcclApi*> load_nccl() {
 #else
 
 Result<const NcclApi*> load_nccl() {
-  return Error{ErrorCode::kUnsupported, "cuda.transport",
-               "this binary was built without NCCL; set cuda.transport to staged"};
+  return Error{ErrorCode::kUnsupported, "device.transport",
+               "this binary was built without NCCL; set device.transport to staged"};
 }
 
 #endif

@@ -27,14 +27,15 @@ bool all_agree(Communicator& comm, bool mine) {
 }
 
 // NCCL where all workers of the cell want it and can; null for staged.
-Result<const NcclApi*> choose(const ClusterConfig& config, parallel::CellComms& cell) {
+Result<const NcclApi*> choose(const ClusterConfig& config, parallel::CellComms& cell,
+                              const NcclLoader& load_nccl) {
   const DeviceTransport wanted = config.device.transport;
   // With several ranks on a device only when asked for by name.
   const bool tried = wanted == DeviceTransport::kNccl ||
                      (wanted == DeviceTransport::kAuto && config.device.ranks_per_device == 1);
   Result<const NcclApi*> api = static_cast<const NcclApi*>(nullptr);
   if (tried && config.device.ranks_per_device > 1) take_nccl_host_id(cell.world->rank());
-  if (tried) api = parallel::load_nccl();
+  if (tried) api = load_nccl();
   const bool mine = tried && api.has_value();
   // First the lanes of each stage, then the stages of each lane: then all of the cell.
   const bool all = all_agree(*cell.column, all_agree(*cell.stage, mine));
@@ -61,9 +62,9 @@ void take_nccl_host_id(int rank) {
 }
 
 Result<DeviceComms> make_device_comms(const ClusterConfig& config, const DeviceShape& shape,
-                                      parallel::CellComms& cell) {
+                                      parallel::CellComms& cell, const NcclLoader& load_nccl) {
   if (shape.lanes == 1 && shape.stages == 1) return DeviceComms{};
-  const Result<const NcclApi*> api = choose(config, cell);
+  const Result<const NcclApi*> api = choose(config, cell, load_nccl);
   if (!api) return api.error();
   parallel::StagedCommunicator::Capacity lanes;
   if (shape.lanes > 1) {

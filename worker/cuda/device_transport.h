@@ -1,11 +1,13 @@
 // The communicators of one rank for device memory, over those that the cell has for host memory.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "config/cluster_config.h"
 #include "config/result.h"
 #include "parallel/device_communicator.h"
+#include "parallel/nccl_api.h"
 #include "parallel/process_grid.h"
 #include "parallel/staged_communicator.h"
 #include "worker/cuda/device_shape.h"
@@ -22,9 +24,12 @@ struct DeviceComms {
 // environment says already stays. Only where each rank is a process: threads share the environment.
 void take_nccl_host_id(int rank);
 
+using NcclLoader = std::function<Result<const parallel::NcclApi*>()>;
+
 // Collective over the cell's workers, which all take the same transport. The device is the
 // thread's. Errors name device.transport.
 Result<DeviceComms> make_device_comms(const ClusterConfig& config, const DeviceShape& shape,
-                                      parallel::CellComms& cell);
+                                      parallel::CellComms& cell,
+                                      const NcclLoader& load_nccl = parallel::load_nccl);
 
 }  // namespace millrace

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <numeric>
 
 #include "kernels/cuda/runtime.h"
@@ -172,6 +173,22 @@ TEST_P(Staged, StagesPassStepsOnInOrder) {
   });
 }
 
+// The message stays where the peer would fetch it, and the buffer with it: its end does not hang.
+TEST(StagedFailure, AMessageThatNobodyTakesDoesNotHoldTheRank) {
+  test::run_ranks(
+      2,
+      [](Communicator& host) {
+        if (host.rank() == 1) return;
+        StagedCommunicator comm(host, {.message_bytes = 64, .sends = 1});
+        const cuda::Stream stream;
+        const cuda::DeviceBuffer memory(64);
+        cuda::fill(stream, memory.data(), 0, 64);
+        comm.send(1, memory.data(), 64, stream);
+        EXPECT_THROW(comm.send(1, memory.data(), 64, stream), CommError) << "no buffer is free";
+      },
+      milliseconds(100));
+}
+
 TEST(StagedFailure, ASilentPeerIsAnErrorAtTheDeadline) {
   test::run_ranks(
       2,
@@ -315,6 +332,78 @@ TEST_F(Nccl, ACallThatHangsIsAbortedAtTheDeadline) {
   EXPECT_EQ(fake().aborts, 1);
 }
 
+// Whatever is called.
+TEST_F(Nccl, EveryCallHasTheDeadline) {
+  using Call = std::function<void(NcclCommunicator&)>;
+  const ByteRange range{0, 4};
+  const std::vector<std::pair<std::string, Call>> calls = {
+      {"nccl all_to_all", [&](NcclCommunicator& c) { c.all_to_all(&byte_, &byte_, 4, {}); }},
+      {"nccl all_to_all_v",
+       [&](NcclCommunicator& c) {
+         c.all_to_all_v(&byte_, {&range, 1}, &byte_, {&range, 1}, {});
+       }},
+      {"nccl all_gather", [&](NcclCommunicator& c) { c.all_gather(&byte_, &byte_, 4, {}); }},
+      {"nccl reduce_scatter",
+       [&](NcclCommunicator& c) { c.reduce_scatter_bf16(&byte_, &byte_, 4, {}); }},
+      {"nccl send", [&](NcclCommunicator& c) { c.send(0, &byte_, 4, {}); }},
+      {"nccl recv", [&](NcclCommunicator& c) { c.recv(0, &byte_, 4, {}); }},
+  };
+  for (const auto& [operation, call] : calls) {
+    testing::reset_fake_nccl();
+    with_rank(
+        [&, operation = operation, call = call](Communicator& host) {
+          NcclCommunicator comm(testing::fake_nccl_api(), host);
+          fake().call_hangs = true;
+          EXPECT_EQ(failure([&] { call(comm); }), operation + ": no answer in time");
+        },
+        60);
+    EXPECT_EQ(fake().aborts, 1) << operation;
+    EXPECT_EQ(fake().destroys, 0) << operation;
+  }
+}
+
+// A group that was begun is ended, or NCCL would keep everything after it for the group's end.
+TEST_F(Nccl, AFailureInsideAGroupEndsTheGroup) {
+  for (const char* failing : {"send", "recv", "group_end"}) {
+    testing::reset_fake_nccl();
+    with_rank([&](Communicator& host) {
+      NcclCommunicator comm(testing::fake_nccl_api(), host);
+      fake().failing_call = failing;
+      fake().call_code = kNcclRemoteError;
+      const ByteRange range{0, 4};
+      EXPECT_THAT(failure([&] {
+                    comm.all_to_all_v(&byte_, {&range, 1}, &byte_, {&range, 1}, {});
+                  }),
+                  HasSubstr("remote error"));
+    });
+    EXPECT_EQ(fake().calls.front(), "group_start") << failing;
+    EXPECT_EQ(fake().calls.back(), "group_end") << failing;
+    EXPECT_EQ(fake().aborts, 1) << failing;
+  }
+}
+
+TEST_F(Nccl, ADestructionThatHangsIsAborted) {
+  with_rank(
+      [&](Communicator& host) {
+        NcclCommunicator comm(testing::fake_nccl_api(), host);
+        fake().destroy_hangs = true;
+      },
+      60);
+  EXPECT_EQ(fake().destroys, 1);
+  EXPECT_EQ(fake().aborts, 1);
+}
+
+TEST_F(Nccl, AbortIsDoneOnce) {
+  with_rank([&](Communicator& host) {
+    NcclCommunicator comm(testing::fake_nccl_api(), host);
+    comm.abort("another rank has failed");
+    comm.abort("again");
+    EXPECT_THAT(failure([&] { comm.all_gather(&byte_, &byte_, 4, {}); }), HasSubstr("aborted"));
+  });
+  EXPECT_EQ(fake().aborts, 1);
+  EXPECT_TRUE(fake().calls.empty()) << "nothing is given to an aborted communicator";
+}
+
 TEST_F(Nccl, AnAbortThatDoesNotHelpEndsTheProcess) {
   std::atomic<int> stuck{0};
   with_rank([&](Communicator& host) {
@@ -347,6 +436,19 @@ TEST_F(Nccl, EndsTheProcessForReal) {
 }
 
 #if defined(MILLRACE_CUDA_EMULATED)
+TEST_F(Nccl, WaitSeesAnAsynchronousErrorBeforeTheDeadline) {
+  with_rank([&](Communicator& host) {
+    NcclCommunicator comm(testing::fake_nccl_api(), host);
+    const cuda::Stream stream;
+    cuda_emulator::set_stalled(true);
+    fake().async_error = kNcclRemoteError;
+    EXPECT_THAT(failure([&] { comm.wait(stream, milliseconds(600'000)); }),
+                HasSubstr("remote error"));
+    cuda_emulator::reset();
+  });
+  EXPECT_EQ(fake().aborts, 1);
+}
+
 TEST_F(Nccl, WaitAbortsAtTheDeadline) {
   with_rank([&](Communicator& host) {
     NcclCommunicator comm(testing::fake_nccl_api(), host);

@@ -4,6 +4,8 @@
 #include <memory>
 #include <thread>
 
+#include "kernels/cuda/runtime.h"
+
 namespace millrace::testing {
 
 namespace {
@@ -19,30 +21,42 @@ Comm const kComm = reinterpret_cast<Comm>(std::uintptr_t{0x10});
 
 void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
+void hang_until_abort() {
+  FakeNccl& f = fake_nccl();
+  while (!f.release.load() && (f.abort_does_nothing || f.aborts.load() == 0)) pause();
+}
+
 int call(const char* name) {
   FakeNccl& f = fake_nccl();
   f.calls.emplace_back(name);
-  while (f.call_hangs && !f.release.load() && (f.abort_does_nothing || f.aborts.load() == 0)) {
-    pause();
+  if (f.call_hangs) hang_until_abort();
+  return f.failing_call.empty() || f.failing_call == name ? f.call_code : parallel::kNcclSuccess;
+}
+
+int start_rank(Comm* comm, int ranks, const parallel::NcclApi::UniqueId& id, int rank) {
+  FakeNccl& f = fake_nccl();
+  {
+    const std::lock_guard lock(f.mutex);
+    f.inits.push_back({rank, ranks, id.internal, kernels::cuda::current_device()});
   }
-  return f.call_code;
+  while (f.init_hangs && !f.release.load()) pause();
+  *comm = kComm;
+  return f.init_code;
 }
 
 parallel::NcclApi table(bool all_to_all) {
   parallel::NcclApi api;
   api.version = all_to_all ? 22809 : 22203;
   api.get_unique_id = [](parallel::NcclApi::UniqueId* id) {
-    id->internal[0] = 7;
-    return parallel::kNcclSuccess;
-  };
-  api.comm_init_rank = [](Comm* comm, int, const parallel::NcclApi::UniqueId& id, int) {
     FakeNccl& f = fake_nccl();
-    while (f.init_hangs && !f.release.load()) pause();
-    *comm = kComm;
-    return id.internal[0] == 7 ? f.init_code : parallel::kNcclInternalError;
+    ++f.ids;
+    f.id.copy(id->internal, sizeof id->internal - 1);
+    return f.id_code;
   };
+  api.comm_init_rank = start_rank;
   api.comm_destroy = [](Comm) {
     ++fake_nccl().destroys;
+    if (fake_nccl().destroy_hangs) hang_until_abort();
     return parallel::kNcclSuccess;
   };
   api.comm_abort = [](Comm) {

@@ -183,8 +183,7 @@ struct DeviceSection {
     v({"ranks_per_device",
        "Workers that share one device, each with its part of device.memory_fraction. More than 1 "
        "is for tests: they only wait for each other. Over NCCL each takes an NCCL_HOSTID of its "
-       "own, "
-       "for which it must be a process: not with grid.embedded.",
+       "own, for which it must be a process: not with grid.embedded.",
        1, 64},
       s.ranks_per_device);
     v({"weights",
@@ -284,10 +283,9 @@ struct SchedulerSection {
     v({"async",
        "Give workers the next step while one runs, before its tokens are known, so that they need "
        "not wait for it. The same tokens; a request that arrives waits for a step more, and one "
-       "that "
-       "ends by a stop token takes a row of one step more. auto: on devices with grid.stages 1. "
-       "always: on the CPU as well. The stages of a pipeline work on steps of different sequences "
-       "instead."},
+       "that ends by a stop token takes a row of one step more. auto: on devices with grid.stages "
+       "1. always: on the CPU as well. The stages of a pipeline work on steps of different "
+       "sequences instead."},
       s.async);
   }
 };

@@ -15,7 +15,8 @@ inline constexpr std::size_t kBufferAlignment = 64;
 class Buffer {
  public:
   Buffer() = default;
-  // Zero-filled. Large buffers are advised to use huge pages. Throws std::bad_alloc.
+  // Zero-filled. From 2 MiB on it begins on a huge page and takes memory only where it is touched,
+  // so a buffer sized for the worst case costs what is used of it. Throws std::bad_alloc.
   explicit Buffer(std::size_t bytes);
 
   std::byte* data() { return memory_.get(); }
@@ -34,6 +35,7 @@ class Buffer {
 
  private:
   struct Free {
+    std::size_t mapped_bytes;  // 0: from malloc
     void operator()(std::byte* p) const noexcept;
   };
   std::unique_ptr<std::byte, Free> memory_;

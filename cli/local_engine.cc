@@ -20,9 +20,7 @@ Result<std::unique_ptr<LocalEngine>> LocalEngine::start(ClusterConfig config,
   CoordinatorHooks hooks;
   hooks.on_loading = std::move(on_loading);
   hooks.on_ready = [self](Cell& cell) { self->cell_ = &cell; };
-  hooks.cell.on_tokens = [put](std::vector<TokenEvent> events) {
-    for (TokenEvent& event : events) put(std::move(event));
-  };
+  hooks.cell.on_tokens = [put](std::vector<TokenEvent> events) { put(std::move(events)); };
   hooks.cell.on_prompt_logprobs = [put](PromptLogprobsEvent event) { put(std::move(event)); };
   engine->ranks_ = std::make_unique<EmbeddedCell>(engine->setup_, std::move(hooks));
   if (!engine->ranks_->wait_ready()) {
@@ -39,6 +37,24 @@ LocalEngine::Event LocalEngine::next() {
   return event;
 }
 
+std::optional<Result<FinishReason>> LocalEngine::take(
+    const std::vector<TokenEvent>& events, RequestId id,
+    const std::function<bool(const TokenEvent&)>& on_token) {
+  for (const TokenEvent& token : events) {
+    if (token.id != id) continue;  // the tail of a sequence that was cancelled
+    if (token.finish == FinishReason::kError) {
+      return Result<FinishReason>(Error{ErrorCode::kInternal, "", token.error});
+    }
+    const bool go_on = !token.has_token || on_token(token);
+    if (token.finish != FinishReason::kNone) return token.finish;
+    if (!go_on) {
+      cell_->cancel(id);
+      return FinishReason::kCancelled;
+    }
+  }
+  return std::nullopt;
+}
+
 Result<FinishReason> LocalEngine::generate(
     SequenceRequest request, const std::function<bool(const TokenEvent&)>& on_token,
     const std::function<void(const PromptLogprobsEvent&)>& on_prompt) {
@@ -53,18 +69,36 @@ Result<FinishReason> LocalEngine::generate(
       if (prompt->id == id && on_prompt) on_prompt(*prompt);
       continue;
     }
-    const auto& token = std::get<TokenEvent>(event);
-    if (token.id != id) continue;  // the tail of a sequence that was cancelled
-    if (token.finish == FinishReason::kError) {
-      return Error{ErrorCode::kInternal, "", token.error};
-    }
-    const bool go_on = !token.has_token || on_token(token);
-    if (token.finish != FinishReason::kNone) return token.finish;
-    if (!go_on) {
-      cell_->cancel(id);
-      return FinishReason::kCancelled;
+    if (auto end = take(std::get<std::vector<TokenEvent>>(event), id, on_token)) return *end;
+  }
+}
+
+Result<void> LocalEngine::run(std::vector<SequenceRequest> requests,
+                              const std::function<void(std::span<const TokenEvent>)>& on_step) {
+  const RequestId first = next_id_;
+  std::size_t running = requests.size();
+  next_id_ += running;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    requests[i].id = first + i;
+    if (!cell_->submit(std::move(requests[i]))) {
+      return Error{ErrorCode::kUnavailable, "", ranks_->failure()};
     }
   }
+  while (running > 0) {
+    Event event = next();
+    auto* tokens = std::get_if<std::vector<TokenEvent>>(&event);
+    if (tokens == nullptr) continue;
+    std::erase_if(*tokens, [first](const TokenEvent& token) { return token.id < first; });
+    for (TokenEvent& token : *tokens) {
+      if (token.finish == FinishReason::kError) {
+        return Error{ErrorCode::kInternal, "", token.error};
+      }
+      if (token.finish != FinishReason::kNone) --running;
+      token.id -= first;
+    }
+    on_step(*tokens);
+  }
+  return {};
 }
 
 }  // namespace millrace

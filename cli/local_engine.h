@@ -7,7 +7,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <variant>
+#include <vector>
 
 #include "cli/cell_setup.h"
 #include "cli/embedded_cell.h"
@@ -30,11 +33,21 @@ class LocalEngine {
       SequenceRequest request, const std::function<bool(const TokenEvent&)>& on_token,
       const std::function<void(const PromptLogprobsEvent&)>& on_prompt = {});
 
+  // Submits all sequences at once and runs them to their ends; `on_step` gets the events of one
+  // step at a time, as they come, with the index of its request as an event's id. The error is the
+  // first failed sequence or cell.
+  Result<void> run(std::vector<SequenceRequest> requests,
+                   const std::function<void(std::span<const TokenEvent>)>& on_step);
+
  private:
-  using Event = std::variant<TokenEvent, PromptLogprobsEvent>;
+  // The first: of one step.
+  using Event = std::variant<std::vector<TokenEvent>, PromptLogprobsEvent>;
 
   explicit LocalEngine(CellSetup setup);
   Event next();
+  // What has become of the sequence, once it has ended.
+  std::optional<Result<FinishReason>> take(const std::vector<TokenEvent>& events, RequestId id,
+                                           const std::function<bool(const TokenEvent&)>& on_token);
 
   CellSetup setup_;
   std::mutex mutex_;

@@ -9,6 +9,7 @@
 #include "cli/bench.h"
 #include "cli/cell_setup.h"
 #include "cli/devices_command.h"
+#include "cli/engine_bench.h"
 #include "cli/launch.h"
 #include "cli/logging.h"
 #include "cli/node_agent_command.h"
@@ -102,11 +103,13 @@ void add_sampling(CLI::App& app, SamplingParams& p) {
 
 // Everything the parser writes into; lives as long as the run.
 struct Options {
-  ConfigOptions serve, gateway, cell, plan, pack, generate, perplexity, node_agent, agent_exec;
+  ConfigOptions serve, gateway, cell, plan, pack, engine_bench, generate, perplexity, node_agent,
+      agent_exec;
   GenerateCommand generate_command;
   PerplexityCommand perplexity_command;
   TokenizeCommand tokenize_command;
   PackCommand pack_command;
+  EngineBenchCommand engine_bench_command;
   WorkerCommand worker_command;
   bool defaults = false;
   bool plain_devices = false;
@@ -220,6 +223,34 @@ void add_text(CLI::App& app, Options& o, int& status) {
   tokenize->callback([&] { status = run_tokenize(o.tokenize_command); });
 }
 
+void add_engine_bench(CLI::App& app, Options& o, int& status) {
+  auto* bench = app.add_subcommand(
+      "engine-bench", "prefill and decode of the model in this process, without HTTP; prints JSON");
+  auto& b = o.engine_bench_command;
+  const auto counts = CLI::Range(1, 1'000'000);
+  o.engine_bench.add(*bench);
+  bench->add_option("--prefill", b.prefill, "prompt lengths")->delimiter(',')->check(counts);
+  bench->add_option("--streams", b.streams, "sequences that decode together")
+      ->delimiter(',')
+      ->check(counts);
+  bench->add_option("--prompt-tokens", b.prompt_tokens, "of each decoding sequence")
+      ->capture_default_str()
+      ->check(counts);
+  bench->add_option("--decode-tokens", b.decode_tokens, "timed, of each decoding sequence")
+      ->capture_default_str()
+      ->check(counts);
+  bench->add_option("--runs", b.runs, "of each case, after one that is not counted")
+      ->capture_default_str()
+      ->check(counts);
+  bench->add_option("--seed", b.seed, "of the random prompts")->capture_default_str();
+  bench->callback([&] {
+    status = with_config(o.engine_bench, [&](const ClusterConfig& c) {
+      o.engine_bench_command.config = c;
+      return run_engine_bench(o.engine_bench_command);
+    });
+  });
+}
+
 // One line, as every other error has.
 std::string parse_failure(const CLI::App* app, const CLI::Error& error) {
   const auto commands = app->get_subcommands();
@@ -244,6 +275,7 @@ int run(int argc, char** argv) {
   add_servers(app, options, status);
   add_nodes(app, options, status);
   add_text(app, options, status);
+  add_engine_bench(app, options, status);
   cli::add_bench_command(app, [&status](int result) { status = result; });
 
   auto* worker = app.add_subcommand("worker", "one rank of a cell; started by `millrace cell`");

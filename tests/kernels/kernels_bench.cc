@@ -1,6 +1,7 @@
 // Throughput of the CPU kernels, beside this machine's own ceilings measured in the same run.
 //
 //   kernels_bench [threads] [set ...]
+//   kernels_bench [threads] ceilings    the machine's limits alone, as one JSON object
 //
 // Decode figures stream weights of more than the last-level cache (several matrices in turn) and
 // are GB/s of stored weight; prefill figures are GFLOP/s, a multiply and an add counted as two.
@@ -209,6 +210,19 @@ void run(const KernelTable& table, const Context& context) {
   if (table.name != "reference") run_packed(table.name, context, b.weights);
 }
 
+// Memory far beyond the caches, as a model's weights are.
+void print_ceilings(const Context& context) {
+  Buffer memory(std::size_t{1} << 30);
+  parallel_for(context, static_cast<std::int64_t>(memory.bytes() / 4096), 1,
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t page = begin; page < end; ++page) {
+                   memory.data()[page * 4096] = std::byte{1};
+                 }
+               });
+  fmt::print("{{\"read_gb_per_s\": {:.2f}, \"int8_gop_per_s\": {:.1f}}}\n",
+             read_bandwidth(context, memory), int8_ceiling(isa_name(best_isa()), context));
+}
+
 }  // namespace
 }  // namespace millrace::kernels
 
@@ -218,6 +232,10 @@ int main(int argc, char** argv) {
   cpu_time = pool.threads() == 1;
   std::vector<std::string> sets(argv + std::min(argc, 2), argv + argc);
   if (sets.empty()) sets = {"auto"};
+  if (sets.front() == "ceilings") {
+    print_ceilings({&pool});
+    return 0;
+  }
   for (const std::string& set : sets) {
     const auto table = select_table(set);
     if (!table) {

@@ -65,24 +65,6 @@ double (*ceiling_of(std::string_view))() { return nullptr; }
 
 #endif
 
-void print_ceiling(std::string_view kernels, const Context& context) {
-  double (*const one)() = ceiling_of(kernels);
-  if (one == nullptr) return;
-  const int threads = context.pool == nullptr ? 1 : context.pool->threads();
-  double ops = 0;
-  const double s = seconds(
-      [&] {
-        parallel_for(context, threads, 1, [&](std::int64_t begin, std::int64_t end) {
-          double mine = 0;
-          for (std::int64_t i = begin; i < end; ++i) mine += one();
-          if (begin == 0) ops = mine / static_cast<double>(end) * threads;
-        });
-      },
-      kBudget);
-  fmt::print("  packed int8 dot products from registers, {}  {:7.1f} Gop/s\n", kernels,
-             ops / s * 1e-9);
-}
-
 struct Shape {
   std::int64_t n;
   std::int64_t k;
@@ -165,11 +147,31 @@ struct Rates {
 
 }  // namespace
 
+double int8_ceiling(std::string_view set, const Context& context) {
+  double (*const one)() = ceiling_of(packed_kernels(set).name);
+  if (one == nullptr) return 0;
+  const int threads = context.pool == nullptr ? 1 : context.pool->threads();
+  double ops = 0;
+  const double s = seconds(
+      [&] {
+        parallel_for(context, threads, 1, [&](std::int64_t begin, std::int64_t end) {
+          double mine = 0;
+          for (std::int64_t i = begin; i < end; ++i) mine += one();
+          if (begin == 0) ops = mine / static_cast<double>(end) * threads;
+        });
+      },
+      kBudget);
+  return ops / s * 1e-9;
+}
+
 void run_packed(std::string_view set, const Context& context, const Buffer& weights) {
   Buffer workspace(std::size_t{16} << 20);
   const PackedKernels& kernels = packed_kernels(set);
   const Rates rates{kernels, {context.pool, {workspace.data(), workspace.bytes()}}, weights};
-  print_ceiling(kernels.name, context);
+  if (const double ceiling = int8_ceiling(set, context); ceiling > 0) {
+    fmt::print("  packed int8 dot products from registers, {}  {:7.1f} Gop/s\n", kernels.name,
+               ceiling);
+  }
   rates.quantize(2048);
   // Projections, in_proj, experts, and the tied head of the 24B.
   const Shape dense[] = {{2048, 2048}, {6144, 2048}, {1536, 2048}, {2048, 1536}};

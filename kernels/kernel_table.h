@@ -11,6 +11,7 @@
 #include "kernels/combine.h"
 #include "kernels/dequantize.h"
 #include "kernels/embedding.h"
+#include "kernels/gate_up.h"
 #include "kernels/gemm.h"
 #include "kernels/grouped_gemm.h"
 #include "kernels/kv_write.h"
@@ -37,6 +38,7 @@ struct KernelTable {
   RouterOp* router = nullptr;
   MoePermuteOp* moe_permute = nullptr;
   GroupedGemmOp* grouped_gemm = nullptr;
+  GateUpOp* gate_up = nullptr;
   SwigluOp* swiglu = nullptr;
   AddOp* add = nullptr;
   CombineOp* combine = nullptr;

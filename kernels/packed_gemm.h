@@ -17,6 +17,7 @@
 
 #include <cstdint>
 
+#include "kernels/gate_up.h"
 #include "kernels/gemm.h"
 #include "kernels/grouped_gemm.h"
 #include "kernels/packed.h"
@@ -46,20 +47,24 @@ QuantizeMode quantize_mode(DType packed);
 inline constexpr int kMaxTileTokens = 8;
 inline constexpr int kPackedTypes = 6;
 
-// One tile: 16 weight rows by some tokens, over the whole of K.
+// One tile: 16 weight rows, or 16 of each of two weights or places of one, by some tokens, over the
+// whole of K.
 struct PackedTile {
-  const std::byte* w = nullptr;
+  const std::byte* w[2] = {};
   std::int64_t blocks = 0;  // K / 32
   const QuantizedBlock* x[kMaxTileTokens] = {};
-  float* y = nullptr;  // 16 values for each token, y_stride apart
+  float* y[2] = {};  // 16 values for each token, y_stride apart
   std::int64_t y_stride = 0;
   bool add = false;
-  // Memory that will be wanted soon: so many bytes of it are asked for in each block.
-  const std::byte* prefetch = nullptr;
+  // What will be wanted soon: in each block, so many bytes so far ahead of the beginning of w, the
+  // next ones in the next block.
+  std::int64_t prefetch_ahead = 0;
   std::int64_t prefetch_bytes = 0;
 };
 
 using PackedTileFn = void(const PackedTile&);
+// y = silu(gate) * up, 16 values each.
+using GateFn = void(const float* gate, const float* up, float* y);
 using QuantizeFn = void(const float* x, std::int64_t blocks, QuantizeMode mode,
                         QuantizedBlock* out);
 
@@ -67,8 +72,20 @@ using QuantizeFn = void(const float* x, std::int64_t blocks, QuantizeMode mode,
 struct PackedKernels {
   std::string_view name;
   int tile_tokens = 0;  // at most kMaxTileTokens
+  int pair_tokens = 0;  // of tiles of twice 16 rows
   QuantizeFn* quantize = nullptr;
-  PackedTileFn* tiles[kPackedTypes][kMaxTileTokens] = {};  // [type - kP8_0][tokens - 1]
+  GateFn* gate = nullptr;
+  PackedTileFn* tiles[kPackedTypes][2][kMaxTileTokens] = {};  // [type - kP8_0][pair][tokens - 1]
+
+  // Null where there are none of this kind.
+  PackedTileFn* const* tiles_of(DType packed, bool pair) const {
+    const auto type = static_cast<int>(packed) - static_cast<int>(DType::kP8_0);
+    return tiles[type][pair ? 1 : 0][0] == nullptr ? nullptr : tiles[type][pair ? 1 : 0];
+  }
+  // Most tokens in one pass over a weight.
+  int pass_tokens(DType packed) const {
+    return tiles_of(packed, true) != nullptr ? pair_tokens : tile_tokens;
+  }
 };
 
 // The kernels that the set `set` ("portable", "avx2", "avx512") runs on this CPU, which may have
@@ -77,12 +94,14 @@ const PackedKernels& packed_kernels(std::string_view set);
 // All that this CPU can run, for tests and benchmarks.
 std::span<const PackedKernels* const> all_packed_kernels();
 
-// gemm and grouped_gemm for packed weights; experts of other types are left out. Quantised rows lie
-// in context.workspace, or in the calling thread's scratch where there is none; more rows than fit
-// are worked through in turn.
+// gemm, grouped_gemm and gate_up for packed weights. grouped_gemm leaves experts of other types
+// out; the weights of gate_up are all of one packed type. Quantised rows lie in context.workspace,
+// or in the calling thread's scratch where there is none; more rows than fit are worked through in
+// turn.
 void packed_gemm(const PackedKernels& kernels, const Context& context, MatrixView<const float> x,
                  const WeightView& w, Accumulate accumulate, MatrixView<float> y);
 void packed_grouped_gemm(const PackedKernels& kernels, const Context& context,
                          const GroupedGemmArgs& args);
+void packed_gate_up(const PackedKernels& kernels, const Context& context, const GateUpArgs& args);
 
 }  // namespace millrace::kernels

@@ -68,13 +68,21 @@ const KernelTable& cpu_table(Isa isa) {
 
 std::vector<std::string_view> missing_slots(const KernelTable& t) {
   const std::pair<std::string_view, bool> slots[] = {
-      {"embedding", t.embedding != nullptr},     {"dequantize", t.dequantize != nullptr},
-      {"rms_norm", t.rms_norm != nullptr},       {"gemm", t.gemm != nullptr},
-      {"rope_angles", t.rope_angles != nullptr}, {"qk_norm_rope", t.qk_norm_rope != nullptr},
-      {"kv_write", t.kv_write != nullptr},       {"attention", t.attention != nullptr},
-      {"short_conv", t.short_conv != nullptr},   {"router", t.router != nullptr},
-      {"moe_permute", t.moe_permute != nullptr}, {"grouped_gemm", t.grouped_gemm != nullptr},
-      {"swiglu", t.swiglu != nullptr},           {"add", t.add != nullptr},
+      {"embedding", t.embedding != nullptr},
+      {"dequantize", t.dequantize != nullptr},
+      {"rms_norm", t.rms_norm != nullptr},
+      {"gemm", t.gemm != nullptr},
+      {"rope_angles", t.rope_angles != nullptr},
+      {"qk_norm_rope", t.qk_norm_rope != nullptr},
+      {"kv_write", t.kv_write != nullptr},
+      {"attention", t.attention != nullptr},
+      {"short_conv", t.short_conv != nullptr},
+      {"router", t.router != nullptr},
+      {"moe_permute", t.moe_permute != nullptr},
+      {"grouped_gemm", t.grouped_gemm != nullptr},
+      {"gate_up", t.gate_up != nullptr},
+      {"swiglu", t.swiglu != nullptr},
+      {"add", t.add != nullptr},
       {"combine", t.combine != nullptr},
   };
   static_assert(sizeof(KernelTable) == sizeof(std::string_view) + std::size(slots) * sizeof(void*),

@@ -24,7 +24,10 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  static constexpr int kDefaultSpins = 100;
+  // About 50 us: longer than what one thread does alone between two ops of a step, shorter than
+  // the pause between steps, in which other threads want the core. A sleeping thread of a virtual
+  // machine takes as long to wake.
+  static constexpr int kDefaultSpins = 2000;
 
   int threads() const { return threads_; }
 

@@ -34,11 +34,7 @@ void run_experts(const StepContext& step, const MoeLayer& layer,
   gemm.x_rows = received.x_rows;
   gemm.weights = layer.w1;
   gemm.y = gate;
-  step.ops.grouped_gemm(step.run, gemm);
-  gemm.weights = layer.w3;
-  gemm.y = up;
-  step.ops.grouped_gemm(step.run, gemm);
-  step.ops.swiglu(step.run, gate, up, gate);
+  step.ops.gate_up(step.run, {.gate = gemm, .up = layer.w3, .work = up});
   gemm.x = gate;
   gemm.x_rows = {};
   gemm.weights = layer.w2;

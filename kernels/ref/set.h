@@ -18,6 +18,7 @@ ShortConvOp short_conv;
 RouterOp router;
 MoePermuteOp moe_permute;
 GroupedGemmOp grouped_gemm;
+GateUpOp gate_up;
 SwigluOp swiglu;
 AddOp add;
 CombineOp combine;

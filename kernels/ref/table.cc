@@ -19,6 +19,7 @@ const KernelTable& table() {
       .router = &router,
       .moe_permute = &moe_permute,
       .grouped_gemm = &grouped_gemm,
+      .gate_up = &gate_up,
       .swiglu = &swiglu,
       .add = &add,
       .combine = &combine,

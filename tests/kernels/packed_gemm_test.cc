@@ -318,6 +318,49 @@ TEST_P(PackedOpTest, TheTableTakesPackedWeights) {
   expect_close(y, defined, 1e-5, 1e-4, std::string(set().name));
 }
 
+// gate_up at once and in its parts: packed weights of one type, of two, and plain ones; empty
+// experts, rows of more than one pass, a workspace that takes few rows.
+TEST_P(PackedOpTest, GateUpHasTheBitsOfItsParts) {
+  using enum DType;
+  const std::vector<std::vector<std::int64_t>> splits = {
+      {0, 2, 2, 11}, {0, 30, 31, 31}, {0, 0, 0, 1}, {0, 0, 0, 0}};
+  for (const auto& types : std::vector<std::vector<DType>>{{kQ4_0, kQ4_0, kQ4_0},
+                                                           {kQ8_0, kQ8_0, kQ8_0},
+                                                           {kQ6_K, kQ6_K, kQ6_K},
+                                                           {kQ4_0, kQ8_0, kQ4_K},
+                                                           {kBF16, kQ4_0, kF32}}) {
+    const Experts gate = make_experts(types);
+    const Experts up = make_experts({types[0], types[2], types[1]});
+    for (const auto& offsets : splits) {
+      const std::int64_t rows = offsets.back();
+      const std::vector<float> x = random_values(20 * kK, 5, 2.0F);
+      std::vector<std::int32_t> from;
+      for (std::int64_t r = 0; r < rows; ++r) from.push_back(static_cast<std::int32_t>(r * 7 % 20));
+      GroupedGemmArgs args{matrix<const float>(x.data(), 20, kK), from, offsets, gate.views, {}};
+      std::vector<float> want = poisoned(rows * kN), work = poisoned(rows * kN);
+      args.y = matrix(want.data(), rows, kN);
+      set().grouped_gemm({}, args);
+      args.weights = up.views;
+      args.y = matrix(work.data(), rows, kN);
+      set().grouped_gemm({}, args);
+      set().swiglu({}, matrix<const float>(want.data(), rows, kN),
+                   matrix<const float>(work.data(), rows, kN), matrix(want.data(), rows, kN));
+      for (const int threads : {1, 3}) {
+        for (const std::size_t bytes : {0, 2 * 8 * 48}) {
+          ThreadPool pool(threads);
+          Buffer workspace(bytes);
+          std::vector<float> y = poisoned(rows * kN);
+          args.weights = gate.views;
+          args.y = matrix(y.data(), rows, kN);
+          set().gate_up({&pool, {workspace.data(), bytes}},
+                        {args, up.views, matrix(work.data(), rows, kN)});
+          expect_same_bits(y, want, fmt::format("{} {} rows", dtype_name(types[0]), rows));
+        }
+      }
+    }
+  }
+}
+
 // One row and one block, worked out by hand: x = 127, -1 and zeros has s = 1 and keeps its values.
 TEST(PackedReference, HandComputed) {
   std::vector<std::uint8_t> q4(16 * 18);

@@ -1,6 +1,7 @@
 // How the tiles read a unit of each packed type (kernels/packed.h): the quants of kPartLanes rows,
-// four inputs at a time, and the coefficients of the rows. `group` counts those rows within the 16;
-// `b` the blocks of 32 values within a unit; `half` the 16 values that have a scale in common.
+// four inputs in each of kSteps steps, and the coefficients of the rows. `group` counts those rows
+// within the 16; `b` the blocks of 32 values within a unit; `half` the 16 values that have a scale
+// in common. inputs() says which four of the block's 32 inputs a step multiplies.
 #pragma once
 
 #include <type_traits>
@@ -40,14 +41,11 @@ struct Nibbles32 {
   static constexpr int kLargest = 15;
   static constexpr int kHalves = 1;
 
-  template <class Sink>
-  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int, int, int group, Sink sink) {
-    MILLRACE_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const Quants both = line(unit + kHeader, i, group);
-      sink(2 * i, i, both & 15);
-      sink(2 * i + 1, i + 4, nibbles(both, 4));
-    }
+  static constexpr int kSteps = 8;
+  MILLRACE_ALWAYS_INLINE static int inputs(int, int step) { return step / 2 + step % 2 * 4; }
+  MILLRACE_ALWAYS_INLINE static Quants quants(Bytes unit, int, int, int group, int step) {
+    const Quants both = line(unit + kHeader, step / 2, group);
+    return step % 2 == 0 ? both & 15 : nibbles(both, 4);
   }
   MILLRACE_ALWAYS_INLINE static Part scale(Bytes unit, int, int, int group) {
     return half_plane(unit, group);
@@ -72,10 +70,10 @@ struct P8_0 {
   static constexpr int kHalves = 1;
   static constexpr bool kMinimum = false;
 
-  template <class Sink>
-  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int, int, int group, Sink sink) {
-    MILLRACE_UNROLL
-    for (int i = 0; i < 8; ++i) sink(i, i, line(unit + 32, i, group));
+  static constexpr int kSteps = 8;
+  MILLRACE_ALWAYS_INLINE static int inputs(int, int step) { return step; }
+  MILLRACE_ALWAYS_INLINE static Quants quants(Bytes unit, int, int, int group, int step) {
+    return line(unit + 32, step, group);
   }
   MILLRACE_ALWAYS_INLINE static Part scale(Bytes unit, int, int, int group) {
     return half_plane(unit, group);
@@ -88,6 +86,9 @@ struct SixBitScales {
   static constexpr int kHalves = 1;
   static constexpr bool kMinimum = true;
   static constexpr int kHeader = 64 + 12 * 16;
+  static constexpr int kSteps = 8;
+
+  MILLRACE_ALWAYS_INLINE static int inputs(int, int step) { return step; }
 
   MILLRACE_ALWAYS_INLINE static Part scale(Bytes unit, int b, int, int group) {
     const auto plane = [&](int i) __attribute__((always_inline)) {
@@ -110,11 +111,8 @@ struct P4_K : SixBitScales {
   static constexpr int kBytes = kHeader + 32 * 64;
   static constexpr int kLargest = 15;
 
-  template <class Sink>
-  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int b, int, int group, Sink sink) {
-    Bytes lines = unit + kHeader + 512 * (b / 2);
-    MILLRACE_UNROLL
-    for (int i = 0; i < 8; ++i) sink(i, i, nibbles(line(lines, i, group), 4 * (b % 2)));
+  MILLRACE_ALWAYS_INLINE static Quants quants(Bytes unit, int b, int, int group, int step) {
+    return nibbles(line(unit + kHeader + 512 * (b / 2), step, group), 4 * (b % 2));
   }
 };
 
@@ -122,15 +120,10 @@ struct P5_K : SixBitScales {
   static constexpr int kBytes = kHeader + 8 * 64 + 32 * 64;
   static constexpr int kLargest = 31;
 
-  template <class Sink>
-  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int b, int, int group, Sink sink) {
+  MILLRACE_ALWAYS_INLINE static Quants quants(Bytes unit, int b, int, int group, int step) {
     Bytes fifths = unit + kHeader;
-    Bytes lines = fifths + 512 + 512 * (b / 2);
-    MILLRACE_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const Quants low = nibbles(line(lines, i, group), 4 * (b % 2));
-      sink(i, i, low | move_bits(line(fifths, i, group), b, 4, 1));
-    }
+    const Quants low = nibbles(line(fifths + 512 + 512 * (b / 2), step, group), 4 * (b % 2));
+    return low | move_bits(line(fifths, step, group), b, 4, 1);
   }
 };
 
@@ -142,18 +135,16 @@ struct P6_K {
   static constexpr int kHalves = 2;
   static constexpr bool kMinimum = false;
 
+  static constexpr int kSteps = 4;
+  MILLRACE_ALWAYS_INLINE static int inputs(int half, int step) { return 4 * half + step; }
   // Block b is quarter b % 4 of half b / 4 of Q6_K's 256 values.
-  template <class Sink>
-  MILLRACE_ALWAYS_INLINE static void quants(Bytes unit, int b, int half, int group, Sink sink) {
+  MILLRACE_ALWAYS_INLINE static Quants quants(Bytes unit, int b, int half, int group, int step) {
     const int quarter = b % 4;
     Bytes low = unit + kHeader + 64 * (16 * (b / 4) + 8 * (quarter % 2));
     Bytes high = unit + kHeader + 32 * 64 + 64 * (8 * (b / 4));
-    MILLRACE_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int g = 4 * half + i;
-      const Quants four = nibbles(line(low, g, group), 4 * (quarter / 2));
-      sink(i, g, four | move_bits(line(high, g, group), 2 * quarter, 4, 3));
-    }
+    const int g = inputs(half, step);
+    const Quants four = nibbles(line(low, g, group), 4 * (quarter / 2));
+    return four | move_bits(line(high, g, group), 2 * quarter, 4, 3);
   }
   MILLRACE_ALWAYS_INLINE static Part scale(Bytes unit, int b, int half, int group) {
     const Bytes16 bits = byte_plane(unit + 32 + 16 * (2 * b + half), group);

@@ -1,6 +1,7 @@
-// The tiles of the packed GEMM: 16 weight rows by up to kTokens tokens. The sums of a block stay in
-// integer registers, one per token; scales are applied once per block. Weights are unpacked once
-// for all tokens of the tile.
+// The tiles of the packed GEMM: 16 weight rows by up to kTokens tokens, or twice 16 by kPairTokens.
+// The sums of a block stay in integer registers, one per token; scales are applied once per block.
+// Weights are unpacked once for all tokens of the tile.
+#include "kernels/cpu/math.h"
 #include "kernels/cpu/packed/formats.h"
 #include "kernels/cpu/packed/quantize.h"
 #include "kernels/packed_gemm.h"
@@ -15,55 +16,88 @@ namespace {
 // pairs), beside weights, masks and a broadcast activation: 8 of 32 registers, 4 of 16.
 constexpr int kTokens = kPartLanes == 16 ? 8 : 4;
 
-template <class Format, int N>
-MILLRACE_ALWAYS_INLINE void add_block(Bytes unit, int b, int group,
-                                      const QuantizedBlock* const (&x)[N], Part (&y)[N]) {
+// Of two times 16 rows. With 8 tokens by 16 rows each dot product needs an activation loaded, one
+// zmm a clock, and scales and weights come on top; with 4 tokens by 32 rows half as many. 16
+// registers are too few for this. Types of 256 values have none: unpacking them is their limit, and
+// 8 tokens share it.
+constexpr int kPairTokens = kPartLanes == 16 ? 4 : 0;
+
+// One block of M x 16 weight rows for N tokens. An activation is loaded once for all M: loads, not
+// dot products, would be the limit otherwise (kPairTokens).
+template <class Format, int M, int N>
+MILLRACE_ALWAYS_INLINE void add_block(const Bytes (&unit)[M], int b, int group,
+                                      const QuantizedBlock* const (&x)[N], Part (&y)[M][N]) {
   MILLRACE_UNROLL
   for (int half = 0; half < Format::kHalves; ++half) {
-    Dots<Format::kLargest, N> dots;
+    Dots<Format::kLargest, M * N> dots;
     MILLRACE_UNROLL
-    for (int n = 0; n < N; ++n) dots.start(n, x[n]->start[half]);
-    Format::quants(
-        unit, b, half, group, [&](int index, int g, Quants w) __attribute__((always_inline)) {
-          MILLRACE_UNROLL
-          for (int n = 0; n < N; ++n) dots.step(n, index, w, x[n]->q + 4 * g);
-        });
-    const Part d = Format::scale(unit, b, half, group);
+    for (int i = 0; i < M * N; ++i) dots.start(i, x[i % N]->start[half]);
     MILLRACE_UNROLL
-    for (int n = 0; n < N; ++n) {
-      y[n] = part_fma(dots.floats(n), part_mul(d, part_set1(x[n]->scale)), y[n]);
+    for (int step = 0; step < Format::kSteps; ++step) {
+      Quants w[M];
+      MILLRACE_UNROLL
+      for (int m = 0; m < M; ++m) w[m] = Format::quants(unit[m], b, half, group, step);
+      MILLRACE_UNROLL
+      for (int n = 0; n < N; ++n) {
+        const std::int8_t* inputs = x[n]->q + 4 * Format::inputs(half, step);
+        MILLRACE_UNROLL
+        for (int m = 0; m < M; ++m) dots.step(m * N + n, step, w[m], inputs);
+      }
+    }
+    MILLRACE_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const Part d = Format::scale(unit[m], b, half, group);
+      MILLRACE_UNROLL
+      for (int n = 0; n < N; ++n) {
+        y[m][n] = part_fma(dots.floats(m * N + n), part_mul(d, part_set1(x[n]->scale)), y[m][n]);
+      }
     }
   }
   if constexpr (Format::kMinimum) {
-    const Part m = Format::minimum(unit, b, group);
     MILLRACE_UNROLL
-    for (int n = 0; n < N; ++n) y[n] = part_fma(m, part_set1(x[n]->sum), y[n]);
+    for (int m = 0; m < M; ++m) {
+      const Part minimum = Format::minimum(unit[m], b, group);
+      MILLRACE_UNROLL
+      for (int n = 0; n < N; ++n) y[m][n] = part_fma(minimum, part_set1(x[n]->sum), y[m][n]);
+    }
   }
 }
 
-template <class Format, int N>
+template <class Format, int M, int N>
 void run_tile(const PackedTile& a) {
   for (int group = 0; group < kParts; ++group) {
-    Part y[N];
+    Part y[M][N];
+    Bytes unit[M];
     MILLRACE_UNROLL
-    for (int n = 0; n < N; ++n) y[n] = part_set1(0.0F);
-    Bytes unit = reinterpret_cast<Bytes>(a.w);
-    const std::byte* wanted = a.prefetch;
+    for (int m = 0; m < M; ++m) {
+      unit[m] = reinterpret_cast<Bytes>(a.w[m]);
+      MILLRACE_UNROLL
+      for (int n = 0; n < N; ++n) y[m][n] = part_set1(0.0F);
+    }
+    const std::byte* wanted = a.w[0] + a.prefetch_ahead;
     const std::int64_t wanted_bytes = group == 0 ? a.prefetch_bytes : 0;
-    for (std::int64_t i = 0; i < a.blocks; unit += Format::kBytes) {
+    for (std::int64_t i = 0; i < a.blocks;) {
       for (int b = 0; b < Format::kValues / kQuantBlock; ++b, ++i) {
-        for (std::int64_t at = 0; at < wanted_bytes; at += 64) __builtin_prefetch(wanted + at);
+        for (std::int64_t at = 0; at < wanted_bytes; at += 64) {
+          __builtin_prefetch(wanted + at);
+          if constexpr (M == 2) __builtin_prefetch(wanted + (a.w[1] - a.w[0]) + at);
+        }
         wanted += wanted_bytes;
         const QuantizedBlock* x[N];
         MILLRACE_UNROLL
         for (int n = 0; n < N; ++n) x[n] = a.x[n] + i;
-        add_block<Format, N>(unit, b, group, x, y);
+        add_block<Format, M, N>(unit, b, group, x, y);
       }
+      MILLRACE_UNROLL
+      for (int m = 0; m < M; ++m) unit[m] += Format::kBytes;
     }
     MILLRACE_UNROLL
-    for (int n = 0; n < N; ++n) {
-      float* out = a.y + n * a.y_stride + group * kPartLanes;
-      part_store(out, a.add ? part_add(part_load(out), y[n]) : y[n]);
+    for (int m = 0; m < M; ++m) {
+      MILLRACE_UNROLL
+      for (int n = 0; n < N; ++n) {
+        float* out = a.y[m] + n * a.y_stride + group * kPartLanes;
+        part_store(out, a.add ? part_add(part_load(out), y[m][n]) : y[m][n]);
+      }
     }
   }
 }
@@ -72,23 +106,36 @@ void quantize(const float* x, std::int64_t blocks, QuantizeMode mode, QuantizedB
   quantize_blocks(x, blocks, mode, out);
 }
 
+void gate(const float* gate_values, const float* up, float* y) {
+  store(y, mul(silu(load(gate_values)), load(up)));
+}
+
 }  // namespace
 
 const PackedKernels& packed_kernels() {
-#define MILLRACE_TILES4(F) &run_tile<F, 1>, &run_tile<F, 2>, &run_tile<F, 3>, &run_tile<F, 4>
+#define MILLRACE_TILES4(F, M) \
+  &run_tile<F, M, 1>, &run_tile<F, M, 2>, &run_tile<F, M, 3>, &run_tile<F, M, 4>
 #if defined(__AVX512F__)
-#define MILLRACE_TILES(F) \
-  { MILLRACE_TILES4(F), &run_tile<F, 5>, &run_tile<F, 6>, &run_tile<F, 7>, &run_tile<F, 8> }
+#define MILLRACE_TILES(F)                                                            \
+  MILLRACE_TILES4(F, 1), &run_tile<F, 1, 5>, &run_tile<F, 1, 6>, &run_tile<F, 1, 7>, \
+      &run_tile<F, 1, 8>
+#define MILLRACE_PAIRS(F) MILLRACE_TILES4(F, 2)
 #else
-#define MILLRACE_TILES(F) \
-  { MILLRACE_TILES4(F) }
+#define MILLRACE_TILES(F) MILLRACE_TILES4(F, 1)
+#define MILLRACE_PAIRS(F) nullptr
 #endif
   static constexpr PackedKernels kKernels = {
       .name = MILLRACE_STRING(MILLRACE_ISA),
       .tile_tokens = kTokens,
+      .pair_tokens = kPairTokens,
       .quantize = &quantize,
-      .tiles = {MILLRACE_TILES(P8_0), MILLRACE_TILES(P4_0), MILLRACE_TILES(P4_1),
-                MILLRACE_TILES(P4_K), MILLRACE_TILES(P5_K), MILLRACE_TILES(P6_K)},
+      .gate = &gate,
+      .tiles = {{{MILLRACE_TILES(P8_0)}, {MILLRACE_PAIRS(P8_0)}},
+                {{MILLRACE_TILES(P4_0)}, {MILLRACE_PAIRS(P4_0)}},
+                {{MILLRACE_TILES(P4_1)}, {MILLRACE_PAIRS(P4_1)}},
+                {{MILLRACE_TILES(P4_K)}},
+                {{MILLRACE_TILES(P5_K)}},
+                {{MILLRACE_TILES(P6_K)}}},
   };
   return kKernels;
 }

@@ -109,11 +109,16 @@ def share_of_floor(case: str, value: float, work: dict, ceiling: dict) -> tuple[
     return None
 
 
+def shown_command() -> str:
+    """As typed, with paths shortened to their last part."""
+    return "python3 tests/bench/cpu_compare.py " + " ".join(a.rstrip("/").rsplit("/", 1)[-1] for a in sys.argv[1:])
+
+
 def record(args, rounds: list[dict]) -> list[dict]:
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
                             check=True).stdout.strip()
     common = {"device": f"{cpu_name()}, {args.threads} threads", "date": datetime.date.today().isoformat(),
-              "commit": commit, "command": "python3 " + " ".join(sys.argv)}
+              "commit": commit, "command": shown_command()}
     model = args.label or pathlib.Path(args.model).stem
     ceiling = {k: statistics.median(r["ceilings"][k] for r in rounds) for k in rounds[0]["ceilings"]}
     lines = [{"bench": "cpu", "case": f"{model}-ceilings", "metric": key, "value": round(value, 1),

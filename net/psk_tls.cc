@@ -10,8 +10,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <vector>
 
 #include "config/check.h"
 
@@ -84,6 +86,19 @@ int find_session(SSL* ssl, const unsigned char* id, std::size_t id_bytes, SSL_SE
   return *session == nullptr ? 0 : 1;
 }
 
+// Whether only this process's user, or a group that root gave it, may read the file. The latter is
+// what a kubelet does with a Secret for a pod whose user is not root: root's file, readable by the
+// pod's group (fsGroup) and by nobody else.
+bool is_private(const struct stat& info) {
+  if ((info.st_mode & 077) == 0) return true;
+  if ((info.st_mode & 077) != 040 || info.st_uid != 0 || info.st_gid == 0) return false;
+  if (info.st_gid == getegid()) return true;
+  std::vector<gid_t> groups(static_cast<std::size_t>(std::max(0, getgroups(0, nullptr))));
+  const int count = getgroups(static_cast<int>(groups.size()), groups.data());
+  groups.resize(static_cast<std::size_t>(std::max(0, count)));
+  return std::find(groups.begin(), groups.end(), info.st_gid) != groups.end();
+}
+
 Result<std::string> read_checked(int fd, const std::string& path, const std::string& field) {
   struct stat info {};
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
@@ -92,7 +107,7 @@ Result<std::string> read_checked(int fd, const std::string& path, const std::str
   if (info.st_uid != geteuid() && info.st_uid != 0) {
     return invalid(field, fmt::format("'{}' belongs to another user; chown it", path));
   }
-  if ((info.st_mode & 077) != 0) {
+  if (!is_private(info)) {
     return invalid(field, fmt::format("'{}' has mode {:03o}: others may use it; chmod 600 it", path,
                                       info.st_mode & 0777));
   }

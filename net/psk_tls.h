@@ -16,7 +16,9 @@ namespace millrace::net {
 inline constexpr std::size_t kMinSecretBytes = 32;
 
 // The secret in a file: 32 bytes to 4 KiB, trailing line ends not counted. The file must belong to
-// the user (or root) and give nobody else a right. `field` names the file in errors.
+// the user (or root) and give nobody else a right; only a group of this process, other than root's,
+// may read what root owns, which is how Kubernetes mounts Secrets. `field` names the file in
+// errors.
 Result<std::string> read_secret_file(const std::string& path, const std::string& field);
 
 // The same where a secret is optional: an empty path is no secret.

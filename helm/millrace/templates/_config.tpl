@@ -1,0 +1,109 @@
+{{/* Millrace's configuration, as config/cluster_config.h loads it. Fields that the chart decides come from its values;
+     .Values.config has the others. Numbers become integers again: values arrive as floats, and 1e+06 is none. */}}
+
+{{- define "millrace.userConfig" -}}
+{{- $config := dict -}}
+{{- range $section, $fields := .Values.config -}}
+{{- $out := dict -}}
+{{- range $name, $value := $fields -}}
+{{- if and (kindIs "float64" $value) (eq (floor $value) $value) -}}
+{{- $_ := set $out $name (int64 $value) -}}
+{{- else -}}
+{{- $_ := set $out $name $value -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $config $section $out -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{/* What gateways and cells have in common. */}}
+{{- define "millrace.commonConfig" -}}
+model:
+  path: {{ .Values.model.path | quote }}
+  served_name: {{ .Values.model.servedName | quote }}
+device:
+  backend: {{ .Values.device.backend }}
+deadlines:
+  load_ms: {{ mul 1000 (include "millrace.startupSeconds" . | int64) }}
+{{- with include "millrace.secretName" (list . "cell") }}
+cell:
+  secret_file: /etc/millrace/secrets/cell/secret
+{{- end }}
+{{- end -}}
+
+{{- define "millrace.gridConfig" -}}
+grid:
+  stages: {{ int .Values.cells.stages }}
+  lanes: {{ int .Values.cells.lanes }}
+{{- $cpu := dig "limits" "cpu" "" .Values.cells.resources | default (dig "requests" "cpu" "" .Values.cells.resources) -}}
+{{- $workers := mul (int .Values.cells.workersPerNode) (ternary (int .Values.cells.replicas) 1 (eq .Values.mode "standalone")) -}}
+{{- with include "millrace.milliCores" $cpu }}
+  threads_per_rank: {{ max 1 (min 1024 (div (int64 .) (mul 1000 $workers))) }}
+{{- end }}
+{{- end -}}
+
+{{- define "millrace.httpConfig" -}}
+gateway:
+  host: "0.0.0.0"
+  port: {{ int .Values.gateway.port }}
+  {{- if eq .Values.mode "cluster" }}
+  cell_host: "0.0.0.0"
+  {{- end }}
+  cell_port: {{ int .Values.gateway.cellPort }}
+  {{- if include "millrace.apiKeysName" . }}
+  api_keys_file: /etc/millrace/secrets/api-keys/api-keys
+  {{- end }}
+logging:
+  format: json
+{{- end -}}
+
+{{- define "millrace.gatewayConfig" -}}
+{{- $parts := list (include "millrace.commonConfig" .) (include "millrace.httpConfig" .) -}}
+{{- include "millrace.merged" (list . $parts) -}}
+{{- end -}}
+
+{{- define "millrace.standaloneConfig" -}}
+{{- $cells := dict "grid" (dict "cells" (int64 .Values.cells.replicas) "embedded" .Values.standalone.embedded) -}}
+{{- $parts := list (include "millrace.commonConfig" .) (include "millrace.gridConfig" .) (include "millrace.httpConfig" .) (toYaml $cells) -}}
+{{- include "millrace.merged" (list . $parts) -}}
+{{- end -}}
+
+{{/* Of leaders and agents alike. Gateways have names of their own because a cell keeps a link to each of them. */}}
+{{- define "millrace.cellConfig" -}}
+{{- $root := . -}}
+{{- $full := include "millrace.fullname" . -}}
+{{- $gateways := list -}}
+{{- range $i := until (include "millrace.maxGateways" . | int) -}}
+{{- $gateways = append $gateways (printf "%s-gateway-%d.%s-gateway-cells.%s.svc.%s:%d" $full $i $full $root.Release.Namespace $root.Values.clusterDomain (int $root.Values.gateway.cellPort)) -}}
+{{- end -}}
+{{- $own := dict "cell" (dict "gateways" $gateways) "logging" (dict "format" "json") -}}
+{{- if gt (int .Values.cells.nodes) 1 -}}
+{{- $_ := set $own "node_agent" (dict "port" (int64 .Values.cells.agentPort) "secret_file" "/etc/millrace/secrets/node-agent/secret") -}}
+{{- end -}}
+{{- $parts := list (include "millrace.commonConfig" .) (include "millrace.gridConfig" .) (toYaml $own) -}}
+{{- include "millrace.merged" (list . $parts "gateway") -}}
+{{- end -}}
+
+{{/* list of root, parts, and sections that are left out: a cell does not read how gateways answer, and need not restart
+     when that changes. Later parts win, .Values.config last. Merged over texts: merging dicts would write into .Values. */}}
+{{- define "millrace.merged" -}}
+{{- $config := dict -}}
+{{- $omitted := slice . 2 -}}
+{{- range concat (index . 1) (list (include "millrace.userConfig" (index . 0))) -}}
+{{- range $section, $fields := fromYaml . -}}
+{{- if has $section $omitted }}{{ continue }}{{ end -}}
+{{- $out := get $config $section | default dict -}}
+{{- range $name, $value := $fields -}}
+{{- $_ := set $out $name $value -}}
+{{- end -}}
+{{- $_ := set $config $section $out -}}
+{{- end -}}
+{{- end -}}
+{{- range $section, $fields := $config }}
+{{ $section }}:
+{{- range $name, $value := $fields }}
+  {{ $name }}: {{ if and (kindIs "float64" $value) (eq (floor $value) $value) }}{{ int64 $value }}{{ else }}{{ toJson $value }}{{ end }}
+{{- end }}
+{{- end }}
+{{- end -}}

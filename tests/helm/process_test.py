@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Pods of the rendered chart as processes of this machine: their arguments, environment, files, probes and signals.
+
+A pod's containers run as the chart's user, with the files that its volumes would hold: ConfigMaps, and Secrets with the owner,
+group and mode that a kubelet gives them. What stands in for the cluster is small, and listed in Pod: paths of mounts, addresses for
+names, the sample model. Without root the processes run as who starts this, and secrets are theirs.
+"""
+
+import contextlib
+import http.client
+import os
+import pathlib
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import support  # noqa: E402  (goes on in the venv)
+from support import CHART, ROOT, render  # noqa: E402
+
+import yaml  # noqa: E402
+
+BIN = os.environ.get("MILLRACE_BIN", str(ROOT / "build/cpu/bin/millrace"))
+NETWORK = f"127.{os.getpid() >> 8 & 127 | 64}.{os.getpid() & 255}"  # of this run alone
+
+
+def wait_for(what: str, condition, limit_s: float):
+    deadline = time.monotonic() + limit_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {limit_s} s")
+        time.sleep(0.05)
+    return value
+
+
+class Release:
+    """The rendered objects, and addresses for the names in them."""
+
+    def __init__(self, folder: pathlib.Path, values: dict, secret_values: dict[str, dict[str, str]]):
+        self.folder = folder
+        self.objects = support.indexed(render("helm4", values))
+        self.secret_values = secret_values
+        self.addresses: dict[str, str] = {}
+
+    def address(self, name: str) -> str:
+        return self.addresses.setdefault(name, f"{NETWORK}.{len(self.addresses) + 1}")
+
+
+class Pod:
+    """One pod of a StatefulSet: started with start(), ended as a kubelet would with end()."""
+
+    def __init__(self, release: Release, kind: str, ordinal: int = 0):
+        self.release = release
+        self.name = f"{kind.partition('/')[2]}-{ordinal}"
+        self.spec = release.objects[kind]["spec"]["template"]["spec"]
+        self.container = self.spec["containers"][0]
+        self.folder = release.folder / self.name
+        self.host = release.address(self.name)
+        self.log = release.folder / f"{self.name}.log"
+        self.process: subprocess.Popen | None = None
+
+    def own(self, path: pathlib.Path, mode: int):
+        if os.geteuid() == 0:
+            os.chown(path, 0, self.spec["securityContext"]["fsGroup"])
+        path.chmod(mode if os.geteuid() == 0 else 0o600)
+
+    def mount(self):
+        volumes = {v["name"]: v for v in self.spec["volumes"]}
+        for mount in self.container["volumeMounts"]:
+            source = volumes[mount["name"]]
+            target = self.folder / mount["mountPath"].strip("/")
+            target.mkdir(parents=True, exist_ok=True)
+            if "configMap" in source:
+                data = self.release.objects[f"ConfigMap/{source['configMap']['name']}"]["data"]
+                for name, text in data.items():
+                    # Paths of mounts, and names that only a cluster resolves.
+                    text = text.replace("/etc/millrace/", f"{self.folder}/etc/millrace/")
+                    config = yaml.safe_load(text)
+                    gateways = config.get("cell", {}).get("gateways", [])
+                    for at, gateway in enumerate(gateways):
+                        host, _, port = gateway.rpartition(":")
+                        gateways[at] = f"{self.release.address(host.split('.')[0])}:{port}"
+                    (target / name).write_text(yaml.safe_dump(config))
+            elif "secret" in source:
+                for item in source["secret"]["items"]:
+                    path = target / item["path"]
+                    path.write_text(self.release.secret_values[source["secret"]["secretName"]][item["key"]])
+                    self.own(path, source["secret"]["defaultMode"])
+
+    def run(self, container: dict, more: list[str]) -> list[str]:
+        arguments = [a.replace("/etc/millrace/", f"{self.folder}/etc/millrace/") for a in container["args"]]
+        return [BIN, *arguments, *more]
+
+    def start(self):
+        self.mount()
+        user = self.spec["securityContext"]
+        identity = dict(user=user["runAsUser"], group=user["runAsGroup"], extra_groups=[user["fsGroup"]]) if os.geteuid() == 0 else {}
+        environment = {"PATH": os.environ["PATH"]}
+        for variable in self.container.get("env", []):
+            environment[variable["name"]] = variable.get("value", self.name)  # the one reference is to the pod's name
+        model = ["--set", f"model.path={ROOT / 'models' / 'sample'}"]
+        for init in self.spec.get("initContainers", []):
+            subprocess.run(self.run(init, model), check=True, capture_output=True, env=environment, **identity)
+        listens = self.container["args"][0] in ("gateway", "serve")
+        addresses = ["--set", f"gateway.host={self.host}", "--set", f"gateway.cell_host={self.host}"] if listens else []
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(self.run(self.container, model + addresses), stdout=log, stderr=log,
+                                            env=environment, start_new_session=True, **identity)
+        return self
+
+    def end(self) -> int:
+        """SIGTERM, and the grace period to end in."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(self.spec["terminationGracePeriodSeconds"])
+
+    def kill(self):
+        if self.process and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            self.process.wait()
+
+    def port(self, name: str) -> int:
+        return next(p["containerPort"] for p in self.container["ports"] if p["name"] == name)
+
+    def get(self, path: str, limit_s: float = 2) -> int:
+        connection = http.client.HTTPConnection(self.host, self.port("http"), timeout=limit_s)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+    def probe(self, kind: str) -> bool:
+        probe = self.container[kind]
+        assert self.process.poll() is None, self.log.read_text()[-3000:]
+        return 200 <= self.get(probe["httpGet"]["path"], probe["timeoutSeconds"]) < 400
+
+    def wait(self, kind: str, limit_s: float):
+        try:
+            wait_for(f"{self.name}: {kind}", lambda: self.probe(kind), limit_s)
+        except AssertionError as e:
+            raise AssertionError(f"{e}\n{self.log.read_text()[-3000:]}") from None
+
+
+class Processes(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.folder.chmod(0o755)
+        self.pods: list[Pod] = []
+        if os.geteuid() == 0:
+            reachable = all(os.stat(p).st_mode & 0o001 for p in pathlib.Path(BIN).resolve().parents)
+            if not reachable:
+                self.skipTest(f"{BIN} is in a folder that the chart's user may not enter")
+
+    def tearDown(self):
+        for pod in self.pods:
+            pod.kill()
+
+    def pod(self, *arguments) -> Pod:
+        self.pods.append(Pod(*arguments))
+        return self.pods[-1].start()
+
+    def helm_test(self, release: Release, gateway: Pod):
+        container = release.objects["Pod/demo-millrace-test"]["spec"]["containers"][0]
+        url = container["args"].index("--url") + 1
+        self.assertEqual(container["args"][url], "http://demo-millrace.serving.svc.cluster.local:80")
+        arguments = [BIN, *container["args"]]
+        arguments[url + 1] = f"http://{gateway.host}:{gateway.port('http')}"
+        result = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+    def test_standalone_comes_up_answers_and_drains(self):
+        values = yaml.safe_load((CHART / "ci" / "cpu-dev-values.yaml").read_text())
+        release = Release(self.folder, values, {})
+        pod = self.pod(release, "StatefulSet/demo-millrace-gateway")
+        budget = pod.container["startupProbe"]
+        pod.wait("startupProbe", budget["periodSeconds"] * budget["failureThreshold"])
+        self.assertTrue(pod.probe("readinessProbe") and pod.probe("livenessProbe"))
+        self.helm_test(release, pod)
+        self.assertEqual(pod.end(), 0)
+
+    def test_cluster_of_two_gateways_and_a_cell(self):
+        values = yaml.safe_load((CHART / "ci" / "cpu-cluster-values.yaml").read_text())
+        release = Release(self.folder, values, {"millrace-cell": {"secret": secrets.token_hex(32)}})
+        gateways = [self.pod(release, "StatefulSet/demo-millrace-gateway", i) for i in range(2)]
+        for gateway in gateways:
+            gateway.wait("startupProbe", 30)
+            self.assertTrue(gateway.probe("livenessProbe"))
+            self.assertFalse(gateway.probe("readinessProbe"))  # no cell yet
+        cell = self.pod(release, "StatefulSet/demo-millrace-cell", 0)
+        for gateway in gateways:
+            gateway.wait("readinessProbe", 60)
+            self.helm_test(release, gateway)
+
+        # A roll-out of the gateways: one goes, the other serves on, the new one is dialled by its name.
+        self.assertEqual(gateways[1].end(), 0)
+        self.assertTrue(gateways[0].probe("readinessProbe"))
+        gateways[1] = self.pod(release, "StatefulSet/demo-millrace-gateway", 1)
+        gateways[1].wait("readinessProbe", 60)
+
+        # The cell's pod is deleted and made again.
+        self.assertEqual(cell.end(), 0)
+        for gateway in gateways:
+            wait_for("not ready", lambda: not gateway.probe("readinessProbe"), 30)
+            self.assertTrue(gateway.probe("livenessProbe"))
+        cell = self.pod(release, "StatefulSet/demo-millrace-cell", 0)
+        for gateway in gateways:
+            gateway.wait("readinessProbe", 60)
+        self.helm_test(release, gateways[1])
+        for pod in (cell, *gateways):
+            self.assertEqual(pod.end(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

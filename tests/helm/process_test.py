@@ -11,6 +11,7 @@ import http.client
 import os
 import pathlib
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,10 @@ import support  # noqa: E402  (goes on in the venv)
 from support import CHART, ROOT, render  # noqa: E402
 
 import yaml  # noqa: E402
+
+sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+from multi_node_test import (ADDRESS, LEADER, OTHER, SHARED_MEMORY, command_line, make_namespaces, network_of,  # noqa: E402
+                             processes_in, remove_namespaces)
 
 BIN = os.environ.get("MILLRACE_BIN", str(ROOT / "build/cpu/bin/millrace"))
 NETWORK = f"127.{os.getpid() >> 8 & 127 | 64}.{os.getpid() & 255}"  # of this run alone
@@ -93,23 +98,31 @@ class Pod:
 
     def run(self, container: dict, more: list[str]) -> list[str]:
         arguments = [a.replace("/etc/millrace/", f"{self.folder}/etc/millrace/") for a in container["args"]]
-        return [BIN, *arguments, *more]
+        return [*self.inside(), BIN, *arguments, *more]
+
+    def inside(self) -> list[str]:
+        """What a command begins with that runs somewhere else than here."""
+        return []
+
+    def identity(self) -> dict:
+        user = self.spec["securityContext"]
+        if os.geteuid() != 0:
+            return {}
+        return dict(user=user["runAsUser"], group=user["runAsGroup"], extra_groups=[user["fsGroup"]])
 
     def start(self):
         self.mount()
-        user = self.spec["securityContext"]
-        identity = dict(user=user["runAsUser"], group=user["runAsGroup"], extra_groups=[user["fsGroup"]]) if os.geteuid() == 0 else {}
         environment = {"PATH": os.environ["PATH"]}
         for variable in self.container.get("env", []):
             environment[variable["name"]] = variable.get("value", self.name)  # the one reference is to the pod's name
         model = ["--set", f"model.path={ROOT / 'models' / 'sample'}"]
         for init in self.spec.get("initContainers", []):
-            subprocess.run(self.run(init, model), check=True, capture_output=True, env=environment, **identity)
+            subprocess.run(self.run(init, model), check=True, capture_output=True, env=environment, **self.identity())
         listens = self.container["args"][0] in ("gateway", "serve")
         addresses = ["--set", f"gateway.host={self.host}", "--set", f"gateway.cell_host={self.host}"] if listens else []
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(self.run(self.container, model + addresses), stdout=log, stderr=log,
-                                            env=environment, start_new_session=True, **identity)
+                                            env=environment, start_new_session=True, **self.identity())
         return self
 
     def end(self) -> int:
@@ -146,6 +159,88 @@ class Pod:
             wait_for(f"{self.name}: {kind}", lambda: self.probe(kind), limit_s)
         except AssertionError as e:
             raise AssertionError(f"{e}\n{self.log.read_text()[-3000:]}") from None
+
+
+class NodePod(Pod):
+    """A pod on a node: a network namespace, with a host name and a /dev/shm of its own. Names are in its /etc/hosts as they
+    would be in DNS."""
+
+    def __init__(self, release: Release, kind: str, node: str):
+        super().__init__(release, kind)
+        self.node = node
+        self.host = ADDRESS[node]
+
+    def inside(self) -> list[str]:
+        user = self.spec["securityContext"]
+        script = ('mount --bind "$1" /dev/shm; hostname "$0"; shift; '
+                  f'exec setpriv --reuid={user["runAsUser"]} --regid={user["runAsGroup"]} --groups={user["fsGroup"]} --inh-caps=-all '
+                  '--bounding-set=-all --no-new-privs -- "$@"')
+        return ["ip", "netns", "exec", self.node, "unshare", "--uts", "sh", "-ec", script, self.name, str(SHARED_MEMORY[self.node])]
+
+    def identity(self) -> dict:
+        return {}  # the namespaces are entered as root
+
+    def get(self, path: str, limit_s: float = 2) -> int:
+        with network_of(self.node):
+            return super().get(path, limit_s)
+
+
+class MultiNode(unittest.TestCase):
+    def test_a_cell_over_two_pods(self):
+        """The StatefulSets of cpu-multi-node: the leader's mpirun starts ranks in the agent's pod, as the chart's user and without
+        any capability, and again after that pod was deleted."""
+        if os.geteuid() != 0:
+            self.skipTest("network namespaces need root")
+        folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+        folder.chmod(0o755)
+        memory = self.enterContext(tempfile.TemporaryDirectory(dir="/dev/shm"))
+        os.chmod(memory, 0o755)
+        values = yaml.safe_load((CHART / "ci" / "cpu-multi-node-values.yaml").read_text())
+        release = Release(folder, values, {"millrace-node-agent": {"secret": secrets.token_hex(32)}})
+        places = {"demo-millrace-gateway": LEADER, "demo-millrace-cell-0": LEADER, "demo-millrace-cell-0-node": OTHER}
+        release.addresses = {f"{name}-0": ADDRESS[node] for name, node in places.items()}
+        hosts = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in release.addresses.items())
+        for node in (LEADER, OTHER):
+            names = pathlib.Path("/etc/netns") / node
+            names.mkdir(parents=True)
+            self.addCleanup(shutil.rmtree, names)
+            (names / "hosts").write_text(hosts)
+            SHARED_MEMORY[node] = pathlib.Path(memory) / node
+            SHARED_MEMORY[node].mkdir(mode=0o777)
+            SHARED_MEMORY[node].chmod(0o777)
+        self.addCleanup(remove_namespaces)
+        try:
+            make_namespaces()
+            with network_of(OTHER):
+                pass
+        except (OSError, subprocess.CalledProcessError) as e:
+            self.skipTest(f"network namespaces are not permitted here: {e} {getattr(e, 'stderr', '')}")
+        pods = {name: NodePod(release, f"StatefulSet/{name}", node) for name, node in places.items()}
+        for pod in pods.values():
+            self.addCleanup(pod.kill)
+            pod.start()
+        gateway, leader, agent = pods.values()
+        gateway.wait("readinessProbe", 60)
+        ranks = [p for p in processes_in(OTHER) if command_line(p)[1:2] == ["worker"]]
+        self.assertEqual(len(ranks), 2)
+        for rank in ranks:
+            status = pathlib.Path(f"/proc/{rank}/status").read_text()
+            self.assertRegex(status, r"Uid:\t65532\t65532\t65532\t65532\n")
+            self.assertRegex(status, r"CapEff:\t0+\nCapBnd:\t0+\n")
+        # helm test from a pod beside the gateway.
+        test = release.objects["Pod/demo-millrace-test"]["spec"]["containers"][0]["args"]
+        url = [f"http://{gateway.host}:8000" if a.startswith("http://") else a for a in test]
+        result = subprocess.run([*gateway.inside(), BIN, *url], capture_output=True, text=True, timeout=120)
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+        self.assertEqual(agent.end(), 0)
+        wait_for("not ready", lambda: not gateway.probe("readinessProbe"), 30)
+        agent.start()
+        gateway.wait("readinessProbe", 90)
+        for pod in (leader, agent, gateway):
+            self.assertEqual(pod.end(), 0)
+        for node in (LEADER, OTHER):
+            self.assertEqual(list(SHARED_MEMORY[node].iterdir()), [])
 
 
 class Processes(unittest.TestCase):

@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <filesystem>
+
 #include "tests/support/checkpoint_writer.h"
 #include "tests/support/temp_dir.h"
 #include "worker/checkpoint/expected_tensors.h"
@@ -359,6 +361,9 @@ TEST(WeightsDeathTest, ARankReadsOnlyThePagesItOwns) {
   options.threads = 2;
   auto loaded = load_weights(source, config, mine, options);
   EXPECT_TRUE(loaded) << loaded.error().to_string();
+  // The child that dies below runs all of this again and cleans up nothing: its folder goes before.
+  // The mapping stays.
+  std::filesystem::remove_all(opened.dir.string());
   // The proof that the guard guards: another expert's pages are not readable.
   EXPECT_DEATH(
       static_cast<void>(load_weights(source, config, {1, 2, false, false, {{1}}}, options)), "");

@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "tests/support/engine_harness.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/workload.h"
 #include "worker/checkpoint/packed_file.h"
 
 namespace millrace {
@@ -99,29 +99,12 @@ std::vector<SequenceRequest> mixed_requests(std::int32_t vocab) {
   std::vector<SequenceRequest> requests;
   std::mt19937 random(7);
   for (RequestId id = 1; id <= 14; ++id) {
-    SequenceRequest r;
-    r.id = id;
     const std::uint32_t length = id % 5 == 0 ? 1 + random() % 2 : 1 + random() % 150;
-    for (std::uint32_t i = 0; i < length; ++i) {
-      r.tokens.push_back(
-          static_cast<std::int32_t>(14 + random() % static_cast<unsigned>(vocab - 14)));
-    }
-    r.prompt_tokens = length;
+    SequenceRequest r = testing::random_request(id, length, vocab, random);
     r.max_new_tokens = 4 + random() % 24;
-    r.sampling.seed = 1000 + id;
-    r.sampling.temperature = id % 3 == 0 ? 0.0F : 0.8F;
-    if (id % 4 == 0) r.sampling.top_k = 20;
-    if (id % 4 == 1) r.sampling.top_p = 0.9F;
-    if (id % 4 == 2) r.sampling.min_p = 0.05F;
-    if (id % 5 == 1) {
-      r.sampling.repetition_penalty = 1.1F;
-      r.sampling.presence_penalty = 0.3F;
-      r.sampling.frequency_penalty = 0.2F;
-    }
-    r.sampling.logprobs = static_cast<std::int32_t>(id % 4) - 1;
     r.sampling.prompt_logprobs = id % 6 == 0;
-    if (id % 3 == 2) {  // a random model stops soon
-      for (std::int32_t token = 0; token < vocab / 6; ++token) r.stop_token_ids.push_back(token);
+    if (id % 3 == 2) {
+      testing::stop_at_one_token_in(6, vocab, r);
       r.max_new_tokens = 40;
     }
     requests.push_back(r);

@@ -12,12 +12,14 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/text_model.h"
-#include "tests/support/engine_harness.h"
+#include "tests/support/workload.h"
 
 namespace millrace {
 namespace {
 
 using testing::EngineHarness;
+using testing::held_out_nll;
+using testing::Nll;
 using testing::Output;
 
 const std::string kSample = std::string(MILLRACE_SOURCE_DIR) + "/models/sample";
@@ -52,48 +54,10 @@ std::string gguf_of_sample(const std::string& quant) {
   return path;
 }
 
-struct Nll {
-  double sum = 0;
-  std::uint64_t tokens = 0;
-  double perplexity() const { return std::exp(sum / static_cast<double>(tokens)); }
-};
-
-// By reference.json's definition: windows of 512 tokens, each begun with BOS, all predicted tokens.
-Nll held_out_nll(EngineHarness& engine, const std::string& path) {
-  Result<TextModel> text = load_text_model(path);
-  EXPECT_TRUE(text) << text.error().to_string();
-  std::ifstream file(kSample + "/held-out.txt");
-  const std::string content{std::istreambuf_iterator<char>(file), {}};
-  const auto tokens = *text->tokenizer.encode(content, {.add_special = false});
-  std::vector<SequenceRequest> requests;
-  constexpr std::size_t kBody = 511;
-  for (std::size_t begin = 0; begin < tokens.size(); begin += kBody) {
-    SequenceRequest r;
-    r.id = requests.size() + 1;
-    r.tokens = {*text->tokenizer.bos()};
-    const std::size_t end = std::min(tokens.size(), begin + kBody);
-    r.tokens.insert(r.tokens.end(), tokens.begin() + static_cast<std::ptrdiff_t>(begin),
-                    tokens.begin() + static_cast<std::ptrdiff_t>(end));
-    r.prompt_tokens = static_cast<std::uint32_t>(r.tokens.size());
-    r.max_new_tokens = 1;
-    r.sampling.temperature = 0;
-    r.sampling.prompt_logprobs = true;
-    requests.push_back(std::move(r));
-  }
-  Nll nll;
-  for (const auto& [id, output] : engine.run(requests)) {
-    for (const TokenLogprob& target : output.prompt.targets) {
-      nll.sum -= static_cast<double>(target.logprob);
-      ++nll.tokens;
-    }
-  }
-  return nll;
-}
-
 TEST(Sample, PerplexityIsTransformers) {
   const nlohmann::ordered_json expected = reference().at("held_out");
   EngineHarness engine(sample_config(kSample));
-  const Nll nll = held_out_nll(engine, kSample);
+  const Nll nll = held_out_nll(engine, kSample, kSample);
   EXPECT_EQ(nll.tokens, expected.at("tokens").get<std::uint64_t>());
   // Both in f32 with different orders of summation; a router near-tie may flip an expert somewhere.
   EXPECT_NEAR(nll.perplexity() / expected.at("perplexity").get<double>(), 1.0, 2e-5);
@@ -104,7 +68,7 @@ TEST(Sample, PerplexityWithTheCacheInBf16StaysWithinOnePercent) {
   config.cache.kv_dtype = KvDtype::kBf16;
   EngineHarness engine(config);
   const double expected = reference().at("held_out").at("perplexity");
-  const double got = held_out_nll(engine, kSample).perplexity();
+  const double got = held_out_nll(engine, kSample, kSample).perplexity();
   EXPECT_NEAR(got / expected, 1.0, 0.01);
   EXPECT_NE(got, expected);  // it is another numeric mode
 }
@@ -117,7 +81,7 @@ TEST(Sample, PerplexityThroughGgufIsTransformersOnTheSameWeights) {
     ClusterConfig config = sample_config(path);
     config.model.cpu_weights = CpuWeights::kMapped;  // f32 activations, as Transformers'
     EngineHarness engine(config);
-    const Nll nll = held_out_nll(engine, path);
+    const Nll nll = held_out_nll(engine, path, kSample);
     EXPECT_NEAR(nll.perplexity() / perplexity.get<double>(), 1.0, 1e-4) << quant;
   }
 }
@@ -127,7 +91,7 @@ double perplexity_with(const std::string& path, CpuWeights weights) {
   config.model.cpu_weights = weights;
   EngineHarness engine(config);
   EXPECT_EQ(engine.setup().memory.ranks[0].packed_bytes > 0, weights != CpuWeights::kMapped);
-  return held_out_nll(engine, path).perplexity();
+  return held_out_nll(engine, path, kSample).perplexity();
 }
 
 // 8-bit activations against 32-bit ones, on the same weights.
@@ -157,7 +121,7 @@ TEST(Sample, EveryGgufTypeLoadsAndStaysCloseToTheOriginal) {
   for (const std::string quant : {"f32", "f16", "bf16", "q4_1", "q5_k", "q6_k"}) {
     const std::string path = gguf_of_sample(quant);
     EngineHarness engine(sample_config(path));
-    const Nll nll = held_out_nll(engine, path);
+    const Nll nll = held_out_nll(engine, path, kSample);
     const double limit = quant == "f32" || quant == "bf16" ? 2e-5 : 0.02;
     EXPECT_NEAR(nll.perplexity() / original, 1.0, limit) << quant;
   }

@@ -209,36 +209,8 @@ TEST_F(SampleOnDevice, GreedyTokensAreTransformers) {
 }
 
 double perplexity(const ClusterConfig& config) {
-  const auto text = load_text_model(sample_model());
-  std::ifstream file(sample_model() + "/held-out.txt");
-  const std::string content{std::istreambuf_iterator<char>(file), {}};
-  const auto tokens = *text->tokenizer.encode(content, {.add_special = false});
-  std::vector<SequenceRequest> requests;
-  constexpr std::size_t kBody = 511;
-  for (std::size_t begin = 0; begin < tokens.size(); begin += kBody) {
-    SequenceRequest r;
-    r.id = requests.size() + 1;
-    r.tokens = {*text->tokenizer.bos()};
-    const std::size_t end = std::min(tokens.size(), begin + kBody);
-    r.tokens.insert(r.tokens.end(), tokens.begin() + static_cast<std::ptrdiff_t>(begin),
-                    tokens.begin() + static_cast<std::ptrdiff_t>(end));
-    r.prompt_tokens = static_cast<std::uint32_t>(r.tokens.size());
-    r.max_new_tokens = 1;
-    r.sampling.temperature = 0;
-    r.sampling.prompt_logprobs = true;
-    requests.push_back(std::move(r));
-  }
   EngineHarness engine(config);
-  double sum = 0;
-  std::size_t count = 0;
-  for (const auto& [id, output] : engine.run(requests)) {
-    for (const TokenLogprob& target : output.prompt.targets) {
-      sum -= static_cast<double>(target.logprob);
-      ++count;
-    }
-  }
-  EXPECT_EQ(count, tokens.size());
-  return std::exp(sum / static_cast<double>(count));
+  return testing::held_out_nll(engine, sample_model(), sample_model()).perplexity();
 }
 
 TEST_F(SampleOnDevice, PerplexityIsTransformersWithinAPercent) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cli/embedded_cell.h"
+#include "tests/support/patience.h"
 
 namespace millrace::testing {
 
@@ -63,7 +64,7 @@ class EngineHarness {
   Cell& cell() { return *cell_; }
   // Why the cell ended; waits until it has, up to 120 s.
   std::string wait_failure() {
-    for (int i = 0; i < 12'000 && ranks_->failure().empty(); ++i) {
+    for (int i = 0; i < 12'000 * kPatience && ranks_->failure().empty(); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     return ranks_->failure();
@@ -79,9 +80,10 @@ class EngineHarness {
     }
     for (const SequenceRequest& request : requests) EXPECT_TRUE(cell_->submit(request));
     std::unique_lock lock(mutex_);
-    const bool done = changed_.wait_for(lock, std::chrono::seconds(120),
-                                        [&] { return finished_ == requests.size(); });
-    EXPECT_TRUE(done) << finished_ << " of " << requests.size() << " sequences ended within 120 s";
+    const std::chrono::seconds limit(120 * kPatience);
+    const bool done = changed_.wait_for(lock, limit, [&] { return finished_ == requests.size(); });
+    EXPECT_TRUE(done) << finished_ << " of " << requests.size() << " sequences ended within "
+                      << limit.count() << " s";
     return outputs_;
   }
 

@@ -23,7 +23,8 @@ import unittest
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests" / "support")]
+from container import Container, may_run  # noqa: E402
 from image_root import is_elf  # noqa: E402
 
 BIN = os.environ.get("MILLRACE_BIN", str(ROOT / "build/cpu/bin/millrace"))
@@ -149,29 +150,13 @@ class Files(unittest.TestCase):
         self.assertIn("exists; name a new folder", run.stderr)
 
 
-# What a container runtime does before it starts the entry point; $1 is the root, the rest the command.
-RUNTIME = r"""
-set -e
-root=$1; shift
-mount --make-rprivate /
-mount --bind "$root" "$root"
-mount -t proc proc "$root/proc"
-mount -t tmpfs tmpfs "$root/dev"
-for device in null zero full random urandom tty; do touch "$root/dev/$device"; mount --bind /dev/$device "$root/dev/$device"; done
-mkdir -m 1777 "$root/dev/shm"; mount -t tmpfs tmpfs "$root/dev/shm"
-mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-mount -o remount,bind,ro "$root"
-exec env -i $MILLRACE_ENVIRONMENT "$(command -v chroot)" --userspec="$MILLRACE_USER" --groups= "$root" "$@"
-"""
+class Service:
+    """A container of the image that runs `millrace serve`."""
 
-
-class Container:
     def __init__(self, root: str, config: dict, arguments: list[str]):
-        environment = {**os.environ, "MILLRACE_ENVIRONMENT": " ".join(config["Env"]), "MILLRACE_USER": config["User"]}
-        command = [*config["Entrypoint"], *(arguments or config["Cmd"])]
-        self.process = subprocess.Popen(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", RUNTIME, "sh",
-                                         root, *command], env=environment, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, text=True)
+        environment = dict(variable.split("=", 1) for variable in config["Env"])
+        self.container = Container(root, [*config["Entrypoint"], *arguments], environment, user=config["User"])
+        self.process = self.container.process
         self.lines: list[str] = []
 
     def url(self) -> str:
@@ -181,25 +166,8 @@ class Container:
                 return found.group(1).replace("0.0.0.0", "127.0.0.1")
         raise AssertionError("the container ended before it was ready:\n" + "".join(self.lines))
 
-    def first(self) -> int:
-        return int(pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
-
-    def processes(self) -> dict[int, dict]:
-        """Of the container's process namespace."""
-        space = os.readlink(f"/proc/{self.first()}/ns/pid")
-        found = {}
-        for entry in pathlib.Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    if os.readlink(entry / "ns/pid") == space:
-                        status = dict(line.split(":\t", 1) for line in (entry / "status").read_text().splitlines())
-                        found[int(entry.name)] = {**status, "command": (entry / "cmdline").read_bytes().split(b"\0")}
-                except (FileNotFoundError, ProcessLookupError, PermissionError):
-                    pass  # has ended, or is none of ours
-        return found
-
     def end(self) -> int:
-        os.kill(self.first(), signal.SIGTERM)
+        self.container.signal(signal.SIGTERM)
         with self.process.stdout as rest:
             self.lines += rest.readlines()
         return self.process.wait(60)
@@ -217,9 +185,8 @@ class Runs(unittest.TestCase):
         if shutil.which("buildah") is None:
             print("skipped=1: no buildah (scripts/install-deps)")
             sys.exit(77)
-        trial = subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True)
-        if trial.returncode:
-            print(f"skipped=1: no right to make namespaces: {trial.stderr}")
+        if reason := may_run():
+            print(f"skipped=1: {reason}")
             sys.exit(77)
         cls.scratch = pathlib.Path(tempfile.mkdtemp(prefix="millrace-image-"))
         image_root(cls.scratch / "context/image")
@@ -251,9 +218,9 @@ class Runs(unittest.TestCase):
         self.assertEqual(os.stat(f"{self.root}/tmp").st_mode & 0o7777, 0o1777)  # as the tree had it
 
     def test_version(self):
-        container = Container(self.root, self.config, ["--version"])
-        text = container.process.communicate(timeout=60)[0]
-        self.assertEqual((container.process.returncode, text.split()[0]), (0, "millrace"), text)
+        service = Service(self.root, self.config, ["--version"])
+        text = service.process.communicate(timeout=60)[0]
+        self.assertEqual((service.process.returncode, text.split()[0]), (0, "millrace"), text)
 
     def test_the_default_command_is_the_one_in_the_dockerfile(self):
         self.assertEqual(self.config["Cmd"][:3], ["serve", "--model", "/usr/share/millrace/models/sample"])
@@ -261,9 +228,10 @@ class Runs(unittest.TestCase):
 
     def test_a_service_of_four_ranks_lives_loses_one_comes_back_and_ends(self):
         arguments = [*self.config["Cmd"], "--port", "0", "--set", "gateway.cell_port=0", "--stages", "2", "--lanes", "2"]
-        container = Container(self.root, self.config, arguments)
+        service = Service(self.root, self.config, arguments)
+        container = service.container
         try:
-            url = container.url()
+            url = service.url()
             body = {"model": "sample", "prompt": "It is a truth", "max_tokens": 8, "temperature": 0}
             text = post(url + "/v1/completions", body)["choices"][0]["text"]
             self.assertTrue(text)
@@ -289,8 +257,8 @@ class Runs(unittest.TestCase):
                 self.assertLess(time.monotonic(), deadline, f"left unreaped: {zombies}")
                 time.sleep(0.2)
         finally:
-            status = container.end()
-        self.assertEqual(status, 0, "".join(container.lines))
+            status = service.end()
+        self.assertEqual(status, 0, "".join(service.lines))
 
 
 if __name__ == "__main__":

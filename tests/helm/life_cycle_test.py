@@ -170,7 +170,7 @@ class LifeCycle(unittest.TestCase):
         before = {plural: self.cluster.names(plural) for plural in ("secrets", "pods", "services", "configmaps")}
         self.cluster.secret("millrace-cell")
         values = ["--values", str(CHART / "ci" / "cpu-cluster-values.yaml")]
-        self.helm("install", "demo", str(CHART), *values, "--wait", "--timeout", "120s")
+        self.helm("install", "demo", str(CHART), *values, "--create-namespace", "--wait", "--timeout", "120s")
         self.assertTrue(self.all_ready("gateway", 2) and self.all_ready("cell", 2), self.cluster.logs())
         logs = ["--logs"] if self.version == "helm4" else []  # Helm 3 looks for them when it has deleted the pod
         self.assertIn("Succeeded", self.helm("test", "demo", *logs))

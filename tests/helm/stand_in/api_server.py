@@ -12,6 +12,7 @@ import json
 import re
 import threading
 import urllib.parse
+import urllib.request
 import uuid
 
 from . import patches
@@ -191,6 +192,10 @@ ROUTE = re.compile(r"^/(?:api/(?P<core>v1)|apis/(?P<api>[^/]+/[^/]+))(?:/namespa
                    r"(?:/(?P<name>[^/]+))?(?:/(?P<part>status|log))?$")
 
 
+# http://service.namespace through the API server: what `kubectl get --raw` reaches a Service by.
+PROXY = re.compile(r"^/api/v1/namespaces/(?P<namespace>[^/]+)/services/(?P<name>[^/:]+)(?::(?P<port>[^/]+))?/proxy(?P<path>/.*)?$")
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     store: Store
@@ -215,6 +220,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             if (found := discovery(path)) is not None:
                 return self.answer(found)
+            if self.command == "GET" and (proxied := PROXY.match(path)):
+                return self.proxy(**proxied.groupdict())
             route = ROUTE.match(path)
             if path.startswith("/api/v1/namespaces/") and path.count("/") == 4:
                 route = re.match(r"/api/(?P<core>v1)/(?P<plural>namespaces)/(?P<name>[^/]+)(?P<namespace>x)?(?P<api>x)?(?P<part>x)?$", path)
@@ -227,8 +234,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(e.status, e.status["code"])
         except BrokenPipeError:
             self.close_connection = True
+        except (ValueError, KeyError) as e:
+            failure = Failure(400, "BadRequest", f"not understood by the stand-in: {e!r}")
+            self.answer(failure.status, 400)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve
+
+    def proxy(self, namespace: str, name: str, port: str | None, path: str | None):
+        with self.store.lock:
+            service = self.store.find("services", namespace, name)
+        if service is None:
+            raise Failure(404, "NotFound", f'services "{name}" not found')
+        number = next(p["port"] for p in service["spec"]["ports"] if port in (None, p.get("name"), str(p["port"])))
+        with urllib.request.urlopen(f"http://{service['spec']['clusterIP']}:{number}{path or '/'}", timeout=30) as answer:
+            self.answer(answer.read().decode(), answer.status)
 
     def act(self, name: str | None, part: str | None):
         if self.command == "GET" and not name:
@@ -317,8 +336,7 @@ class ApiServer:
         self.http.daemon_threads = True
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
         with self.store.lock:
-            for name in ("default", "serving"):
-                self.store.create("namespaces", "", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+            self.store.create("namespaces", "", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
 
     @property
     def url(self) -> str:
@@ -327,7 +345,7 @@ class ApiServer:
     def kubeconfig(self) -> dict:
         return {"apiVersion": "v1", "kind": "Config", "current-context": "stand-in",
                 "clusters": [{"name": "stand-in", "cluster": {"server": self.url}}],
-                "contexts": [{"name": "stand-in", "context": {"cluster": "stand-in", "user": "tester", "namespace": "serving"}}],
+                "contexts": [{"name": "stand-in", "context": {"cluster": "stand-in", "user": "tester"}}],
                 "users": [{"name": "tester", "user": {}}]}
 
     def close(self):

@@ -95,7 +95,8 @@ def patched(kind: str, target: dict | None, body: bytes) -> dict:
 
 
 # --- protobuf ------------------------------------------------------------------------------------------------------
-# Helm keeps its releases in Secrets, which its client sends in Kubernetes's protobuf form whatever the server prefers.
+# Helm keeps its releases in Secrets, which its client sends in Kubernetes's protobuf form whatever the server prefers; kubectl sends
+# what `create` makes likewise.
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
@@ -140,13 +141,15 @@ def metadata_of(data: bytes) -> dict:
     return meta
 
 
-def secret_from_protobuf(body: bytes) -> dict:
+def from_protobuf(body: bytes) -> dict:
     if body[:4] != b"k8s\0":
         raise ValueError("no protobuf envelope")
     envelope = dict(fields(body[4:]))
     kind = dict(fields(envelope[1])).get(2, b"").decode()
     if kind == "DeleteOptions":
         return {"kind": kind}
+    if kind == "Namespace":
+        return {"apiVersion": "v1", "kind": kind, "metadata": metadata_of(dict(fields(envelope[2]))[1])}
     if kind != "Secret":
         raise ValueError(f"a {kind} as protobuf")
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {}, "data": {}}
@@ -165,5 +168,5 @@ def object_from(content_type: str, body: bytes) -> dict:
     if not body:
         return {}
     if "protobuf" in content_type:
-        return secret_from_protobuf(body)
+        return from_protobuf(body)
     return yaml.safe_load(body) if "yaml" in content_type else json.loads(body)

@@ -25,7 +25,7 @@
 namespace millrace::kernels {
 
 struct KernelTable {
-  std::string_view name;  // "reference", "portable", "avx2", "avx512"
+  std::string_view name;  // kernels/table.h lists them
   EmbeddingOp* embedding = nullptr;
   DequantizeOp* dequantize = nullptr;
   RmsNormOp* rms_norm = nullptr;

@@ -9,8 +9,6 @@
 namespace millrace::kernels {
 namespace {
 
-// Activations of one token block stay in an L2 of 1 MiB beside the weights that stream through it.
-constexpr std::int64_t kTokenBlockBytes = std::int64_t{3} << 18;
 // A tile reads this far ahead of itself: far enough to hide memory's latency at full speed, near
 // enough for L1.
 constexpr std::int64_t kPrefetchAhead = 6144;
@@ -78,7 +76,8 @@ void run_row_tiles(const PackedKernels& kernels, const PackedJob& job, std::int6
   const bool pairs = kernels.tiles_of(job.w.dtype, true) != nullptr;
   // Both halves of the rows side by side, so that each is read from memory in order.
   const std::int64_t half = pairs && job.up.data == nullptr ? (end - begin) / 2 : 0;
-  for (std::int64_t t = 0; t < job.tokens; t += step) {
+  const std::int64_t first = run_row_panels(kernels, job, begin, end);
+  for (std::int64_t t = first; t < job.tokens; t += step) {
     const std::int64_t last = std::min(job.tokens, t + step);
     for (std::int64_t n = begin; n < begin + half; ++n) {
       run_row_tile(kernels, job, {{n, n + half}, true}, t, last);

@@ -45,6 +45,7 @@ struct QuantizeMode {
 QuantizeMode quantize_mode(DType packed);
 
 inline constexpr int kMaxTileTokens = 8;
+inline constexpr int kPanelTokens = 16;
 inline constexpr int kPackedTypes = 6;
 
 // One tile: 16 weight rows, or 16 of each of two weights or places of one, by some tokens, over the
@@ -63,6 +64,26 @@ struct PackedTile {
 };
 
 using PackedTileFn = void(const PackedTile&);
+
+// One panel: 16 weight rows by groups of 16 tokens, over the whole of K. The rows are unpacked once
+// for all tokens, so it pays from some tokens on.
+struct PackedPanel {
+  const std::byte* w = nullptr;
+  std::int64_t blocks = 0;  // K / 32
+  // Of each group the row of its first token; those of the others follow, `blocks` blocks apart.
+  // The last group has 16 rows to read, too, however few tokens are left for it.
+  const QuantizedBlock* const* x = nullptr;
+  std::int64_t tokens = 0;
+  float* sums = nullptr;  // [tokens rounded up to groups, 16], 64-byte aligned, for its own use
+  float* y = nullptr;     // 16 values for each token, y_stride apart
+  std::int64_t y_stride = 0;
+  bool add = false;
+  // As a tile's, in each block of each group.
+  std::int64_t prefetch_ahead = 0;
+  std::int64_t prefetch_bytes = 0;
+};
+
+using PackedPanelFn = void(const PackedPanel&);
 // y = silu(gate) * up, 16 values each.
 using GateFn = void(const float* gate, const float* up, float* y);
 using QuantizeFn = void(const float* x, std::int64_t blocks, QuantizeMode mode,
@@ -76,20 +97,27 @@ struct PackedKernels {
   QuantizeFn* quantize = nullptr;
   GateFn* gate = nullptr;
   PackedTileFn* tiles[kPackedTypes][2][kMaxTileTokens] = {};  // [type - kP8_0][pair][tokens - 1]
+  PackedPanelFn* panels[kPackedTypes] = {};  // [type - kP8_0]; null: tiles are the best there is
 
   // Null where there are none of this kind.
   PackedTileFn* const* tiles_of(DType packed, bool pair) const {
-    const auto type = static_cast<int>(packed) - static_cast<int>(DType::kP8_0);
-    return tiles[type][pair ? 1 : 0][0] == nullptr ? nullptr : tiles[type][pair ? 1 : 0];
+    const auto* of_type = tiles[type_index(packed)][pair ? 1 : 0];
+    return of_type[0] == nullptr ? nullptr : of_type;
   }
-  // Most tokens in one pass over a weight.
+  PackedPanelFn* panel_of(DType packed) const { return panels[type_index(packed)]; }
+  // Most tokens of tiles in one pass over a weight.
   int pass_tokens(DType packed) const {
     return tiles_of(packed, true) != nullptr ? pair_tokens : tile_tokens;
   }
+
+ private:
+  static int type_index(DType packed) {
+    return static_cast<int>(packed) - static_cast<int>(DType::kP8_0);
+  }
 };
 
-// The kernels that the set `set` ("portable", "avx2", "avx512") runs on this CPU, which may have
-// more than the set asks for (VNNI).
+// The kernels that the set `set` ("portable", "avx2", "avx512", "avx512_amx") runs on this CPU,
+// which may have more than the set asks for (VNNI).
 const PackedKernels& packed_kernels(std::string_view set);
 // All that this CPU can run, for tests and benchmarks.
 std::span<const PackedKernels* const> all_packed_kernels();

@@ -1,10 +1,13 @@
-// What packed_gemm.cc and packed_grouped_gemm.cc share: quantised rows, and the tiles of one weight
-// over them. Included by these two only.
+// What packed_gemm.cc, packed_panels.cc and packed_grouped_gemm.cc share: quantised rows, and the
+// tiles and panels of one weight over them. Included by these only.
 #pragma once
 
 #include "kernels/packed_gemm.h"
 
 namespace millrace::kernels {
+
+// Activations of one token block stay in an L2 of 1 MiB beside the weights that stream through it.
+inline constexpr std::int64_t kTokenBlockBytes = std::int64_t{3} << 18;
 
 // Some quantised rows against the rows of one weight, or of two (gate_up).
 struct PackedJob {
@@ -26,6 +29,14 @@ struct PackedJob {
 // Tiles of kPackedRows rows [begin, end) of the weight for all tokens.
 void run_row_tiles(const PackedKernels& kernels, const PackedJob& job, std::int64_t begin,
                    std::int64_t end);
+
+// The same for as many of the first tokens as panels pay for: how many it did.
+std::int64_t run_row_panels(const PackedKernels& kernels, const PackedJob& job, std::int64_t begin,
+                            std::int64_t end);
+// How many tokens of `tokens` those are. From shapes and the machine's kernels alone; whatever it
+// says, the bits are the same.
+std::int64_t panel_tokens(const PackedKernels& kernels, DType packed, std::int64_t blocks,
+                          std::int64_t tokens);
 
 // The least number of row tiles worth a thread.
 std::int64_t tile_grain(std::int64_t tokens, std::int64_t k);

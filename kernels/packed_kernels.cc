@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "config/check.h"
+#include "kernels/packed_amx.h"
 #include "kernels/packed_gemm.h"
 
 namespace millrace::kernels {
@@ -22,6 +23,9 @@ const PackedKernels& packed_kernels();
 namespace avx512_vnni {
 const PackedKernels& packed_kernels();
 }
+namespace avx512_amx {
+PackedKernels packed_kernels(const PackedKernels& rest);
+}
 #endif
 
 namespace {
@@ -40,6 +44,10 @@ std::vector<const PackedKernels*> find_kernels() {
   if (avx512) found.push_back(&avx512::packed_kernels());
   if (avx512 && __builtin_cpu_supports("avx512vnni")) {
     found.push_back(&avx512_vnni::packed_kernels());
+    if (amx_support() == AmxSupport::kUsable) {
+      static const PackedKernels kAmx = avx512_amx::packed_kernels(avx512_vnni::packed_kernels());
+      found.push_back(&kAmx);
+    }
   }
 #endif
   return found;

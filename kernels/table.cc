@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "config/check.h"
+#include "kernels/packed_amx.h"
+#include "kernels/packed_table.h"
 
 namespace millrace::kernels {
 
@@ -22,6 +24,13 @@ const KernelTable& table();
 namespace avx512 {
 const KernelTable& table();
 }
+
+namespace {
+
+const PackedKernels& amx_kernels() { return packed_kernels("avx512_amx"); }
+using AmxTable = PackedTable<&amx_kernels, &avx512::table>;
+
+}  // namespace
 #endif
 
 std::string_view isa_name(Isa isa) {
@@ -32,6 +41,8 @@ std::string_view isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Amx:
+      return "avx512_amx";
   }
   CHECK(false, "isa={}", static_cast<int>(isa));
 }
@@ -43,14 +54,18 @@ bool isa_supported(Isa isa) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
   if (isa == Isa::kAvx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  if (isa == Isa::kAvx512) return avx512;
+  return avx512 && __builtin_cpu_supports("avx512vnni") && amx_support() == AmxSupport::kUsable;
 #else
   return false;
 #endif
 }
 
 Isa best_isa() {
+  if (isa_supported(Isa::kAvx512Amx)) return Isa::kAvx512Amx;
   if (isa_supported(Isa::kAvx512)) return Isa::kAvx512;
   return isa_supported(Isa::kAvx2) ? Isa::kAvx2 : Isa::kPortable;
 }
@@ -60,10 +75,15 @@ const KernelTable& reference_table() { return reference::table(); }
 const KernelTable& cpu_table(Isa isa) {
   CHECK(isa_supported(isa), "isa={}", isa_name(isa));
 #ifdef MILLRACE_X86_SETS
+  if (isa == Isa::kAvx512Amx) return AmxTable::table();
   if (isa == Isa::kAvx512) return avx512::table();
   if (isa == Isa::kAvx2) return avx2::table();
 #endif
   return portable::table();
+}
+
+std::string_view numeric_name(const KernelTable& table) {
+  return table.name == isa_name(Isa::kAvx512Amx) ? isa_name(Isa::kAvx512) : table.name;
 }
 
 std::vector<std::string_view> missing_slots(const KernelTable& t) {
@@ -98,7 +118,7 @@ Result<const KernelTable*> select_table(std::string_view choice) {
   const KernelTable* table = nullptr;
   if (choice == "auto") table = &cpu_table(best_isa());
   if (choice == "reference") table = &reference_table();
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Amx}) {
     if (choice != isa_name(isa)) continue;
     if (!isa_supported(isa)) {
       return Error{
@@ -111,8 +131,9 @@ Result<const KernelTable*> select_table(std::string_view choice) {
   if (table == nullptr) {
     return invalid(
         "kernels",
-        fmt::format("unknown kernel set '{}'; use auto, avx512, avx2, portable or reference",
-                    choice));
+        fmt::format(
+            "unknown kernel set '{}'; use auto, avx512_amx, avx512, avx2, portable or reference",
+            choice));
   }
   if (const auto missing = missing_slots(*table); !missing.empty()) {
     return Error{ErrorCode::kUnsupported, "kernels",

@@ -3,42 +3,13 @@
 #include <fmt/format.h>
 
 #include "kernels/buffer.h"
-#include "tests/kernels/support.h"
+#include "tests/kernels/packed_support.h"
 
 namespace millrace::kernels::testing {
 namespace {
 
-// Every variant that this CPU can run, those that the sets would not choose here among them.
-class PackedGemmTest : public ::testing::TestWithParam<const PackedKernels*> {
- protected:
-  const PackedKernels& kernels() const { return *GetParam(); }
-  // The portable set rounds products apart: its sums are its own.
-  bool fused() const { return kernels().name != "portable"; }
-
-  std::vector<float> run(const std::vector<float>& x, std::int64_t t, const WeightView& w,
-                         const Context& context = {}) const {
-    std::vector<float> y = poisoned(t * w.rows);
-    packed_gemm(kernels(), context, matrix(x.data(), t, w.cols), w, Accumulate::kStore,
-                matrix(y.data(), t, w.rows));
-    return y;
-  }
-};
-
-std::string kernels_name(const ::testing::TestParamInfo<const PackedKernels*>& info) {
-  return std::string(info.param->name);
-}
-std::vector<const PackedKernels*> kernels_here() {
-  const auto all = all_packed_kernels();
-  return {all.begin(), all.end()};
-}
+class PackedGemmTest : public PackedKernelsTest {};
 INSTANTIATE_TEST_SUITE_P(Cpu, PackedGemmTest, ::testing::ValuesIn(kernels_here()), kernels_name);
-
-std::vector<float> reference(const std::vector<float>& x, std::int64_t t, const WeightView& w) {
-  std::vector<float> y = poisoned(t * w.rows);
-  reference_table().gemm({}, matrix(x.data(), t, w.cols), w, Accumulate::kStore,
-                         matrix(y.data(), t, w.rows));
-  return y;
-}
 
 TEST_P(PackedGemmTest, HasTheBitsOfTheDefinition) {
   for (const DType dtype : packable_dtypes()) {
@@ -46,7 +17,7 @@ TEST_P(PackedGemmTest, HasTheBitsOfTheDefinition) {
       if (!row_fits(dtype, k)) continue;
       for (const std::int64_t n : {16, 48}) {
         const TestWeight w = make_packed(make_weight(dtype, n, k, 11));
-        for (const std::int64_t t : {1, 2, 3, 4, 5, 6, 7, 8, 9, 21}) {
+        for (const std::int64_t t : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 21}) {
           const std::vector<float> x = random_values(t * k, 12, 3.0F);
           const std::vector<float> want = reference(x, t, w.view);
           const std::string what = fmt::format("{} k={} n={} t={}", dtype_name(dtype), k, n, t);
@@ -225,10 +196,10 @@ struct Experts {
   std::vector<WeightView> views;
 };
 
-Experts make_experts(const std::vector<DType>& types) {
+Experts make_experts(const std::vector<DType>& types, std::uint32_t first_seed = 100) {
   Experts e;
   for (const DType dtype : types) {
-    const auto seed = static_cast<std::uint32_t>(100 + e.owned.size());
+    const auto seed = first_seed + static_cast<std::uint32_t>(e.owned.size());
     TestWeight w = make_weight(dtype, kN, kK, seed);
     e.owned.push_back(packed_dtype(dtype) ? make_packed(w) : std::move(w));
     e.views.push_back(e.owned.back().view);
@@ -295,7 +266,7 @@ TEST_P(PackedGemmTest, GroupedIndirectRows) {
 }
 
 class PackedOpTest : public EachSet {};
-MILLRACE_TEST_EACH_SET(PackedOpTest);
+INSTANTIATE_TEST_SUITE_P(Cpu, PackedOpTest, ::testing::ValuesIn(packed_tables()), set_name);
 
 // The ops of the table take packed weights, beside others in one call.
 TEST_P(PackedOpTest, TheTableTakesPackedWeights) {
@@ -323,14 +294,14 @@ TEST_P(PackedOpTest, TheTableTakesPackedWeights) {
 TEST_P(PackedOpTest, GateUpHasTheBitsOfItsParts) {
   using enum DType;
   const std::vector<std::vector<std::int64_t>> splits = {
-      {0, 2, 2, 11}, {0, 30, 31, 31}, {0, 0, 0, 1}, {0, 0, 0, 0}};
+      {0, 2, 2, 11}, {0, 30, 31, 31}, {0, 16, 24, 60}, {0, 0, 0, 1}, {0, 0, 0, 0}};
   for (const auto& types : std::vector<std::vector<DType>>{{kQ4_0, kQ4_0, kQ4_0},
                                                            {kQ8_0, kQ8_0, kQ8_0},
                                                            {kQ6_K, kQ6_K, kQ6_K},
                                                            {kQ4_0, kQ8_0, kQ4_K},
                                                            {kBF16, kQ4_0, kF32}}) {
     const Experts gate = make_experts(types);
-    const Experts up = make_experts({types[0], types[2], types[1]});
+    const Experts up = make_experts({types[0], types[2], types[1]}, 200);
     for (const auto& offsets : splits) {
       const std::int64_t rows = offsets.back();
       const std::vector<float> x = random_values(20 * kK, 5, 2.0F);

@@ -21,7 +21,7 @@ namespace millrace::kernels::testing {
 
 inline std::vector<const KernelTable*> cpu_sets() {
   std::vector<const KernelTable*> sets;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Amx}) {
     if (isa_supported(isa)) sets.push_back(&cpu_table(isa));
   }
   return sets;

@@ -7,10 +7,12 @@ namespace {
 
 TEST(KernelTable, EverySetIsComplete) {
   EXPECT_TRUE(missing_slots(reference_table()).empty());
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Amx}) {
     if (!isa_supported(isa)) continue;
     EXPECT_TRUE(missing_slots(cpu_table(isa)).empty()) << isa_name(isa);
     EXPECT_EQ(cpu_table(isa).name, isa_name(isa));
+    const Isa bits = isa == Isa::kAvx512Amx ? Isa::kAvx512 : isa;
+    EXPECT_EQ(numeric_name(cpu_table(isa)), isa_name(bits));
   }
 }
 
@@ -26,7 +28,7 @@ TEST(KernelTable, SelectsByTheWordOfTheConfiguration) {
   EXPECT_EQ(*select_table("auto"), &cpu_table(best_isa()));
   EXPECT_EQ(*select_table("reference"), &reference_table());
   EXPECT_EQ(*select_table("portable"), &cpu_table(Isa::kPortable));
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Amx}) {
     const auto table = select_table(isa_name(isa));
     ASSERT_EQ(table.has_value(), isa_supported(isa));
     if (!table) {

@@ -152,4 +152,8 @@ struct P6_K {
   }
 };
 
+// What the quants of a format without a minimum are above the values they stand for.
+template <class Format>
+inline constexpr int kOffset = Format::kMinimum ? 0 : (Format::kLargest + 1) / 2;
+
 }  // namespace millrace::kernels::MILLRACE_ISA

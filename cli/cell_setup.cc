@@ -9,6 +9,7 @@
 
 #include "cli/device_setup.h"
 #include "cli/launch.h"
+#include "kernels/packed_amx.h"
 
 namespace millrace {
 
@@ -73,6 +74,15 @@ std::string_view weights_word(const WeightFootprint& footprint, const ClusterCon
   const bool quantised =
       config.model.cpu_weights == CpuWeights::kP4 || config.model.cpu_weights == CpuWeights::kP8;
   return quantised ? enum_word(config.model.cpu_weights) : "packed";
+}
+
+// Where AMX stands for packed weights; nothing where there is none or it was not asked for.
+std::string_view amx_note(const ClusterConfig& config, const kernels::KernelTable& table,
+                          const WeightFootprint& footprint) {
+  if (on_devices(config) || !footprint.any_packed) return "";
+  if (kernels::numeric_name(table) != table.name) return ", AMX tiles";
+  const bool refused = kernels::amx_support() == kernels::AmxSupport::kNotPermitted;
+  return config.grid.isa == Isa::kAuto && refused ? ", the system permits no AMX tiles" : "";
 }
 
 // With several nodes: on the fullest of them, since all workers get the same limits.
@@ -224,15 +234,19 @@ Result<CellSetup> make_cell_setup(ClusterConfig config) {
   const int moe_layers = model->num_experts > 0 ? model->num_layers() - model->num_dense_layers : 0;
   parallel::ExpertPlacement placement = parallel::ExpertPlacement::contiguous(
       std::max(1, moe_layers), std::max(1, model->num_experts), config.grid.lanes);
-  std::string mode = fmt::format("{} {}", (*table)->name, weights_word(*footprint, config));
+  std::string mode =
+      fmt::format("{} {}", kernels::numeric_name(**table), weights_word(*footprint, config));
   if (on_devices(config)) {
     mode = device_backend()->numeric_mode(*parse_device_profile(config.device.profile), config);
   }
   std::string print = fingerprint(*source, config, mode);
+  std::string tiles_note(amx_note(config, **table, *footprint));
   const std::chrono::duration<float> took = std::chrono::steady_clock::now() - begin;
-  return CellSetup{std::move(config),  std::move(*model),    std::move(*source),
-                   std::move(*stages), std::move(placement), std::move(*memory),
-                   std::move(print),   std::move(mode),      *table,
+  return CellSetup{std::move(config),     std::move(*model),
+                   std::move(*source),    std::move(*stages),
+                   std::move(placement),  std::move(*memory),
+                   std::move(print),      std::move(mode),
+                   std::move(tiles_note), *table,
                    took.count()};
 }
 
@@ -322,10 +336,10 @@ std::string describe(const CellSetup& setup) {
                                       : "one for each worker");
   }
   text += fmt::format(
-      "\ngrid     {} stages x {} lanes x {} cells, {} threads a worker, {} kernels\n"
+      "\ngrid     {} stages x {} lanes x {} cells, {} threads a worker, {} kernels{}\n"
       "serving  {} sequences a lane, context {} tokens, KV {} tokens a lane\n{}",
       c.grid.stages, c.grid.lanes, c.grid.cells, c.grid.threads_per_rank, setup.numeric_mode,
-      c.cache.max_sequences, c.cache.max_context_tokens, setup.memory.kv_tokens,
+      setup.tiles_note, c.cache.max_sequences, c.cache.max_context_tokens, setup.memory.kv_tokens,
       format_plan(setup.memory));
   return text;
 }

@@ -28,6 +28,7 @@ struct CellSetup {
   MemoryPlan memory;
   std::string fingerprint;
   std::string numeric_mode;  // name of the CPU kernels, or "cuda sm_90 bf16"
+  std::string tiles_note;    // for people: whether packed weights run on AMX tiles, if one may ask
   const kernels::KernelTable* kernels = nullptr;
   float plan_seconds = 0;  // it took to find all this out
 

@@ -20,7 +20,7 @@
 
 namespace millrace {
 
-enum class Isa : std::uint8_t { kAuto, kAvx512, kAvx2, kPortable, kReference };
+enum class Isa : std::uint8_t { kAuto, kAvx512Amx, kAvx512, kAvx2, kPortable, kReference };
 enum class KvDtype : std::uint8_t { kF32, kBf16, kFp8 };
 enum class CpuWeights : std::uint8_t { kAuto, kMapped, kP4, kP8 };
 enum class DeviceChoice : std::uint8_t { kAuto, kCpu, kCuda };
@@ -32,8 +32,9 @@ enum class OverloadStatus : std::uint16_t { k503 = 503, k429 = 429 };
 enum class LogLevel : std::uint8_t { kTrace, kDebug, kInfo, kWarn, kError };
 enum class LogFormat : std::uint8_t { kText, kJson };
 
-inline constexpr EnumNames<Isa, 5> enum_names(Isa) {
+inline constexpr EnumNames<Isa, 6> enum_names(Isa) {
   return {{{"auto", Isa::kAuto},
+           {"avx512_amx", Isa::kAvx512Amx},
            {"avx512", Isa::kAvx512},
            {"avx2", Isa::kAvx2},
            {"portable", Isa::kPortable},
@@ -149,8 +150,9 @@ struct GridSection {
        1024},
       s.threads_per_rank);
     v({"isa",
-       "Instruction set of the CPU kernels. auto: the best that this processor has. reference: the "
-       "slow definition, for checking the others. Results are bit-equal only within one choice."},
+       "Instruction set of the CPU kernels. auto: the best that this processor has. avx512_amx: "
+       "avx512 with packed weights on AMX tiles, the same bits. reference: the slow definition, "
+       "for checking the others. Results are bit-equal only within one choice, but for these two."},
       s.isa);
   }
 };

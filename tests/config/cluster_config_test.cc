@@ -147,7 +147,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"cache: {memory_bytes: -1KiB}", "cache.memory_bytes", "-1024 is outside"},
         // Enumerations.
         Refusal{"grid: {isa: neon}", "grid.isa",
-                "grid.isa is 'neon'; allowed: one of auto, avx512, avx2, portable, reference"},
+                "grid.isa is 'neon'; allowed: one of auto, avx512_amx, avx512, avx2, portable, "
+                "reference"},
         Refusal{"gateway: {overload_status: 500}", "gateway.overload_status", "one of 503, 429"},
         // Twice.
         Refusal{"gateway: {port: 1, port: 2}", "gateway.port",
@@ -177,7 +178,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"cache: {kv_tokens: 32}", "cache.kv_tokens", "at least two blocks, 64 tokens"},
         Refusal{"cache: {kv_tokens: 640, max_context_tokens: 641}", "cache.max_context_tokens",
                 "at most cache.kv_tokens, 640"},
-        Refusal{"device: {indices: [\"0\", one]}", "device.indices", "'one' must be a device's index"},
+        Refusal{"device: {indices: [\"0\", one]}", "device.indices",
+                "'one' must be a device's index"},
         Refusal{"device: {indices: [\"1\", \"1\"]}", "device.indices", "device.ranks_per_device"},
         Refusal{"device: {backend: cpu}\ncache: {kv_dtype: fp8}\n", "cache.kv_dtype",
                 "fp8 needs device.backend cuda"},

@@ -32,6 +32,7 @@ void EndpointBinding::bind(CoordinatorHooks& hooks) {
 void EndpointBinding::start(Cell& cell) {
   net::CellEndpointConfig config;
   config.gateways = gateways_;
+  config.lookup_interval = milliseconds(setup_.config.cell.gateway_lookup_ms);
   config.heartbeat_interval = milliseconds(setup_.config.deadlines.heartbeat_interval_ms);
   config.silence_limit = milliseconds(setup_.config.deadlines.heartbeat_limit_ms) +
                          milliseconds(setup_.config.deadlines.heartbeat_interval_ms);

@@ -421,6 +421,7 @@ struct DeadlinesSection {
 struct CellSection {
   std::string id;
   std::vector<std::string> gateways;
+  std::int64_t gateway_lookup_ms = 5'000;
   std::string mpirun = "mpirun";
   std::vector<std::string> mpirun_args;
   std::vector<std::string> hosts;
@@ -433,8 +434,14 @@ struct CellSection {
   static void fields(Self& s, Visitor&& v) {
     v({"id", "Name of this cell in logs and metrics. Empty: the host name and a number."}, s.id);
     v({"gateways",
-       "host:port of each gateway that this cell serves. Empty: the gateway in the same serve."},
+       "host:port of each gateway that this cell serves. Every address behind a name is one, and "
+       "gets a link. Empty: the gateway in the same serve."},
       s.gateways);
+    v({"gateway_lookup_ms",
+       "How often the names in cell.gateways are looked up: within this time a new gateway gets a "
+       "link. One that its name no longer gives keeps the link until it ends it.",
+       100, kMaxWaitMs},
+      s.gateway_lookup_ms);
     v({"mpirun", "Path of mpirun (Open MPI 4.1 or later)."}, s.mpirun);
     v({"mpirun_args", "Further arguments of mpirun, before the program."}, s.mpirun_args);
     v({"hosts",

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/connect.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
@@ -14,6 +13,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -23,6 +23,7 @@
 
 #include "config/check.h"
 #include "net/codec.h"
+#include "net/gateway_names.h"
 
 namespace millrace::net {
 namespace {
@@ -36,39 +37,18 @@ constexpr std::size_t kEventsPerFrame = 8192;
 // Published batches taken in one go: between two goes the io thread writes, beats and listens.
 constexpr std::size_t kBatchesPerFlush = 16;
 
-struct Address {
-  std::string host;
-  std::string port;
-};
-
-// "host:port" or "[v6]:port".
-Result<Address> parse_address(const std::string& text) {
-  const auto bad = [&](const char* why) {
-    return invalid("cell.gateways", fmt::format("\"{}\" {}; write host:port", text, why));
-  };
-  const std::size_t colon = text.rfind(':');
-  if (colon == std::string::npos) return bad("has no port");
-  Address a{text.substr(0, colon), text.substr(colon + 1)};
-  if (a.host.size() > 2 && a.host.front() == '[' && a.host.back() == ']') {
-    a.host = a.host.substr(1, a.host.size() - 2);
-  }
-  const bool digits = !a.port.empty() && a.port.size() <= 5 &&
-                      std::ranges::all_of(a.port, [](char c) { return c >= '0' && c <= '9'; });
-  if (a.host.empty()) return bad("has no host");
-  if (!digits || std::stoi(a.port) == 0 || std::stoi(a.port) > 65535) return bad("has a bad port");
-  return a;
-}
-
 }  // namespace
 
 struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
-  // One gateway. Lives as long as the endpoint; io thread only.
+  // One gateway: until its address is behind no name any more and its connection has ended. io
+  // thread only.
   struct Link {
-    Link(asio::io_context& io, std::string name_in, Address address_in)
-        : name(std::move(name_in)), address(std::move(address_in)), dialing(io), pause(io) {}
+    Link(asio::io_context& io, tcp::endpoint address_in, std::string name_in)
+        : address(std::move(address_in)), name(std::move(name_in)), dialing(io), pause(io) {}
 
-    std::string name;
-    Address address;
+    const tcp::endpoint address;
+    const std::string name;  // in logs
+    bool wanted = true;      // the address is behind one of the names
     tcp::socket dialing;
     asio::steady_timer pause;
     std::shared_ptr<FrameConnection> greeting;          // until the gateway has answered Hello
@@ -94,6 +74,7 @@ struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
         callbacks(std::move(callbacks_in)),
         work(io.get_executor()) {}
 
+  void set_gateways(const GatewayNames::Gateways& now);
   asio::awaitable<void> run_link(Link& link);
   asio::awaitable<bool> dial(Link& link);
   asio::awaitable<bool> serve(Link& link);
@@ -132,7 +113,8 @@ struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
 
   // io thread only.
   bool stopping = false;
-  std::vector<std::unique_ptr<Link>> links;
+  std::shared_ptr<GatewayNames> names;
+  std::map<tcp::endpoint, std::unique_ptr<Link>> links;
   std::unordered_map<RequestId, Route> routes;  // our id -> gateway
   RequestId next_id = 1;
   std::minstd_rand random{std::random_device{}()};
@@ -158,37 +140,52 @@ void CellEndpoint::Impl::complain(Link& link, const std::string& what) {
   spdlog::warn("gateway {}: {}; trying again", link.name, what);
 }
 
+// A gateway whose address has vanished may still send: its link ends when the gateway does.
+void CellEndpoint::Impl::set_gateways(const GatewayNames::Gateways& now) {
+  if (stopping) return;
+  for (const auto& [address, link] : links) {
+    const bool was = std::exchange(link->wanted, now.contains(address));
+    if (was && !link->wanted) {
+      spdlog::info("gateway {}: is no longer among cell.gateways", link->name);
+      link->pause.cancel();
+    }
+  }
+  for (const auto& [address, name] : now) {
+    auto& link = links[address];
+    if (link) continue;
+    link = std::make_unique<Link>(io, address, name);
+    asio::co_spawn(io, run_link(*link), asio::detached);
+  }
+}
+
 asio::awaitable<void> CellEndpoint::Impl::run_link(Link& link) {
   const auto self = shared_from_this();
   milliseconds backoff = config.backoff_min;
-  while (!stopping) {
+  while (!stopping && link.wanted) {
     bool welcomed = false;
     if (co_await dial(link)) welcomed = co_await serve(link);
     lose(link);
     if (welcomed) backoff = config.backoff_min;
-    if (stopping) co_return;
+    if (stopping || !link.wanted) break;
     co_await sleep(link, jittered(backoff));
     backoff = std::min(backoff * 2, config.backoff_max);
   }
+  if (stopping) co_return;
+  const tcp::endpoint address = link.address;  // not from inside what is erased
+  links.erase(address);
 }
 
 asio::awaitable<bool> CellEndpoint::Impl::dial(Link& link) {
   boost::system::error_code ec;
-  tcp::resolver resolver(io);
-  const auto endpoints = co_await resolver.async_resolve(
-      link.address.host, link.address.port, asio::redirect_error(asio::use_awaitable, ec));
-  if (ec || stopping) {
-    complain(link, "its name cannot be resolved: " + ec.message());
-    co_return false;
-  }
   asio::steady_timer deadline(io, config.connect_deadline);
-  deadline.async_wait([&link](boost::system::error_code cancelled) {
+  const auto over = std::make_shared<bool>(false);  // a late deadline may find the link gone
+  deadline.async_wait([&link, over](boost::system::error_code cancelled) {
     boost::system::error_code ignored;
-    if (!cancelled) link.dialing.close(ignored);
+    if (!cancelled && !*over) link.dialing.close(ignored);
   });
   link.dialing = tcp::socket(io);
-  co_await asio::async_connect(link.dialing, endpoints,
-                               asio::redirect_error(asio::use_awaitable, ec));
+  co_await link.dialing.async_connect(link.address, asio::redirect_error(asio::use_awaitable, ec));
+  *over = true;
   deadline.cancel();
   if (!ec && link.dialing.is_open()) co_return true;
   complain(link, "cannot connect: " + (ec ? ec.message() : std::string("deadline passed")));
@@ -392,7 +389,7 @@ void CellEndpoint::Impl::flush() {
   taken.clear();
   if (more) asio::post(io, [self = shared_from_this()] { self->flush(); });
   if (!overflow) return;
-  for (const auto& link : links) {
+  for (const auto& [address, link] : links) {
     if (link->connection)
       link->connection->close("token events were lost: the io thread is behind");
   }
@@ -413,7 +410,7 @@ void CellEndpoint::Impl::send_tokens(std::vector<TokenEvent>& events) {
     event.id = route.gateway_id;
     route.link->out.push_back(std::move(event));
   }
-  for (const auto& link : links) {
+  for (const auto& [address, link] : links) {
     if (!link->out.empty()) send_out(*link);
   }
 }
@@ -447,7 +444,8 @@ void CellEndpoint::Impl::send_prompt_logprobs(PromptLogprobsEvent& event) {
 void CellEndpoint::Impl::end_all(const std::string& reason) {
   stopping = true;
   flush();
-  for (const auto& link : links) {
+  names->stop();
+  for (const auto& [address, link] : links) {
     boost::system::error_code ignored;
     link->dialing.close(ignored);
     link->pause.cancel();
@@ -466,15 +464,16 @@ Result<std::unique_ptr<CellEndpoint>> CellEndpoint::create(CellInfo info, CellEn
   CHECK(callbacks.submit && callbacks.cancel && callbacks.drain && callbacks.status,
         "all callbacks must be set");
   if (info.cell_id.empty()) return invalid("cell.id", "must not be empty");
-  if (config.gateways.empty()) {
-    return invalid("cell.gateways", "name at least one gateway as host:port");
-  }
   auto impl = std::make_shared<Impl>(std::move(info), std::move(config), std::move(callbacks));
-  for (const std::string& name : impl->config.gateways) {
-    Result<Address> address = parse_address(name);
-    if (!address) return address.error();
-    impl->links.push_back(std::make_unique<Impl::Link>(impl->io, name, std::move(*address)));
-  }
+  GatewayNamesConfig names;
+  names.names = impl->config.gateways;
+  names.interval = impl->config.lookup_interval;
+  names.retry_min = impl->config.backoff_min;
+  auto made = GatewayNames::create(
+      impl->io, std::move(names),
+      [&impl = *impl](const GatewayNames::Gateways& now) { impl.set_gateways(now); });
+  if (!made) return made.error();
+  impl->names = std::move(*made);
   return std::unique_ptr<CellEndpoint>(new CellEndpoint(std::move(impl)));
 }
 
@@ -484,9 +483,7 @@ CellEndpoint::~CellEndpoint() { stop("the cell ends"); }
 
 void CellEndpoint::start() {
   CHECK(!impl_->thread.joinable(), "started twice");
-  for (const auto& link : impl_->links) {
-    asio::co_spawn(impl_->io, impl_->run_link(*link), asio::detached);
-  }
+  impl_->names->start();
   impl_->thread = std::thread([impl = impl_] { impl->io.run(); });
 }
 

@@ -1,10 +1,12 @@
 // The cell's end of the road to its gateways. It lives in the coordinator's process on an io thread
 // of its own; between that thread and the scheduler's only values pass.
 //
-// It dials every configured gateway, registers, and dials again with growing, jittered pauses when
-// a link is lost. Request ids are unique within one gateway only, so the endpoint gives each
-// submitted sequence an id of its own towards the cell and translates back. When a gateway goes
-// away, everything it asked for is cancelled in the cell.
+// It dials every address behind the configured names (net/gateway_names.h), registers, and dials
+// again with growing, jittered pauses when a link is lost. An address that its name no longer gives
+// is dialled no more; a link that it has lasts until the gateway ends it. Request ids are unique
+// within one gateway only, so the endpoint gives each submitted sequence an id of its own towards
+// the cell and translates back. When a gateway goes away, everything it asked for is cancelled in
+// the cell.
 #pragma once
 
 #include <chrono>
@@ -21,10 +23,11 @@
 namespace millrace::net {
 
 struct CellEndpointConfig {
-  std::vector<std::string> gateways;  // "host:port", "[::1]:port"
+  std::vector<std::string> gateways;  // "host:port", "[::1]:port"; a name may have many addresses
+  std::chrono::milliseconds lookup_interval{5000};  // between two lookups of a name
   std::string secret;
   std::chrono::milliseconds heartbeat_interval{1000};
-  std::chrono::milliseconds connect_deadline{3000};  // name, connection and Welcome, each
+  std::chrono::milliseconds connect_deadline{3000};  // connection and Welcome, each
   std::chrono::milliseconds silence_limit{5000};     // gateways answer each heartbeat
   std::chrono::milliseconds backoff_min{100};
   std::chrono::milliseconds backoff_max{5000};
@@ -60,7 +63,7 @@ struct CellEndpointStats {
 
 class CellEndpoint {
  public:
-  // Checks the gateway addresses; starts nothing.
+  // Checks the form of the gateways' names; starts nothing.
   static Result<std::unique_ptr<CellEndpoint>> create(CellInfo info, CellEndpointConfig config,
                                                       CellEndpointCallbacks callbacks);
   ~CellEndpoint();  // stop("the cell ends")

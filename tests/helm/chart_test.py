@@ -167,23 +167,30 @@ class Behaviour(unittest.TestCase):
         base = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())
         before = self.pod_annotations(base)
         after = self.pod_annotations(merged(base, {"config": {"cache": {"kv_tokens": 2000000}}}))
-        for pod in ("StatefulSet/everything-gateway", "StatefulSet/everything-cell"):
+        for pod in ("Deployment/everything-gateway", "StatefulSet/everything-cell"):
             self.assertNotEqual(before[pod]["checksum/config"], after[pod]["checksum/config"])
         after = self.pod_annotations(merged(base, {"secrets": {"cell": {"value": "another" * 6}}}))
         self.assertNotEqual(before["StatefulSet/everything-cell"], after["StatefulSet/everything-cell"])
-        after = self.pod_annotations(merged(base, {"monitoring": {"serviceMonitor": {"interval": "30s"}}}))
-        self.assertEqual(before, after)
+        for others in ({"monitoring": {"serviceMonitor": {"interval": "30s"}}}, {"gateway": {"replicas": 7, "autoscaling": {"enabled": False}}}):
+            self.assertEqual(before, self.pod_annotations(merged(base, others)), others)
 
     def test_the_start_budget_follows_the_models_size(self):
         for size, seconds in ((0.1, 121), (48, 360), (1000, 5120)):
             objects = support.indexed(render("helm4", {"mode": "standalone", "model": {"sizeGiB": size}}))
             config = yaml.safe_load(objects["ConfigMap/demo-millrace-gateway"]["data"]["standalone.yaml"])
             self.assertEqual(config["deadlines"]["load_ms"], seconds * 1000)
-            probe = objects["StatefulSet/demo-millrace-gateway"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
+            probe = objects["Deployment/demo-millrace-gateway"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
             self.assertEqual(probe["httpGet"]["path"], "/health/ready")
             self.assertGreaterEqual(probe["periodSeconds"] * probe["failureThreshold"], seconds)
         self.assertEqual(yaml.safe_load(support.indexed(render("helm4", {"config": {"deadlines": {"load_ms": 5}}}))[
             "ConfigMap/demo-millrace-cell"]["data"]["cell.yaml"])["deadlines"]["load_ms"], 5)
+
+    def test_gateways_roll_without_a_gap_and_alone_they_make_way(self):
+        spec = support.indexed(render("helm4", {}))["Deployment/demo-millrace-gateway"]["spec"]
+        self.assertEqual(spec["strategy"], {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}})
+        alone = support.indexed(render("helm4", {"mode": "standalone", "model": {"sizeGiB": 1000}}))["Deployment/demo-millrace-gateway"]["spec"]
+        self.assertEqual(alone["strategy"], {"type": "Recreate"})
+        self.assertEqual(alone["progressDeadlineSeconds"], 5120 + 600)
 
     def test_threads_follow_the_cores_of_the_pod(self):
         """The binary would count the cores of the whole node."""
@@ -195,7 +202,7 @@ class Behaviour(unittest.TestCase):
 
     def test_drain_pauses_where_kubernetes_can(self):
         for kube, pauses in (("1.29", False), ("1.30", True)):
-            pod = support.indexed(render("helm4", {}, kube=kube))["StatefulSet/demo-millrace-gateway"]["spec"]["template"]["spec"]
+            pod = support.indexed(render("helm4", {}, kube=kube))["Deployment/demo-millrace-gateway"]["spec"]["template"]["spec"]
             self.assertEqual(pod["containers"][0].get("lifecycle"), {"preStop": {"sleep": {"seconds": 5}}} if pauses else None)
 
     def test_devices_and_rdma_are_asked_for(self):
@@ -237,8 +244,8 @@ class Behaviour(unittest.TestCase):
                 objects = support.indexed(objects)
                 notes = objects["ConfigMap/notes"]["data"]["text"]
                 self.assertNotIn("<no value>", notes)
-                for kind, name in re.findall(r"(statefulset|service)/([-a-z0-9]+)", notes):
-                    self.assertIn(f"{'StatefulSet' if kind == 'statefulset' else 'Service'}/{name}", objects)
+                for kind, name in re.findall(r"(deployment|service)/([-a-z0-9]+)", notes):
+                    self.assertIn(f"{kind.title()}/{name}", objects)
                 for name in re.findall(r"\((?:Pod|Service)Monitor (\S+)\)", notes):
                     self.assertTrue({f"PodMonitor/{name}", f"ServiceMonitor/{name}"} & set(objects))
                 self.assertEqual("one gateway" in notes, path.name == "cpu-multi-node-values.yaml")

@@ -155,14 +155,29 @@ def host_problems(where: str, template: dict, objects: list[dict]):
                 yield f"{where}: no headless Service {domain}"
 
 
+def gateway_problems(objects: list[dict]):
+    """Cells must find all gateways, ready or not, behind the names that they look up."""
+    services = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Service"}
+    for o in objects:
+        config = yaml.safe_load(o.get("data", {}).get("cell.yaml", "{}"))
+        for gateway in config.get("cell", {}).get("gateways", []):
+            host, _, port = gateway.rpartition(":")
+            service = services.get(host.split(".")[0], {})
+            wanted = {"clusterIP": "None", "publishNotReadyAddresses": True}
+            if {k: service.get(k) for k in wanted} != wanted or int(port) not in {p["port"] for p in service["ports"]}:
+                yield f"{name_of(o)}: {gateway} is no headless Service of gateways that start"
+            if not host.endswith("."):
+                yield f"{name_of(o)}: {gateway} would be tried in the search domains at every lookup"
+
+
 def problems(objects: list[dict]) -> list[str]:
-    found = list(selector_problems(objects))
+    found = list(selector_problems(objects)) + list(gateway_problems(objects))
     for where, template in pod_templates(objects):
         found += pod_problems(where, template, objects)
         found += host_problems(where, template, objects)
     for o in objects:
         if o["metadata"].get("namespace", "serving") != "serving":
             found.append(f"{name_of(o)}: not in the release's namespace")
-        if len(o["metadata"]["name"]) > (52 if o["kind"] in ("StatefulSet", "LeaderWorkerSet") else 63):
+        if len(o["metadata"]["name"]) > {"StatefulSet": 52, "LeaderWorkerSet": 52, "Deployment": 46}.get(o["kind"], 63):
             found.append(f"{name_of(o)}: its name is too long for its pods' labels")
     return found

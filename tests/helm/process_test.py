@@ -43,20 +43,33 @@ def wait_for(what: str, condition, limit_s: float):
 
 
 class Release:
-    """The rendered objects, and addresses for the names in them."""
+    """The rendered objects, and addresses for the names in them. `hosts` stands in for DNS: it is /etc/hosts to the pods."""
 
     def __init__(self, folder: pathlib.Path, values: dict, secret_values: dict[str, dict[str, str]]):
         self.folder = folder
         self.objects = support.indexed(render("helm4", values))
         self.secret_values = secret_values
         self.addresses: dict[str, str] = {}
+        self.hosts = folder / "hosts"
+        self.publish([])
+
+    def gateways_name(self) -> str:
+        """The one name that cells know all gateways by."""
+        gateways = yaml.safe_load(self.objects["ConfigMap/demo-millrace-cell"]["data"]["cell.yaml"])["cell"]["gateways"]
+        assert len(gateways) == 1, gateways
+        return gateways[0].rpartition(":")[0]
+
+    def publish(self, gateways: list["Pod"]):
+        """The headless Service's endpoints. In place, since the file is mounted."""
+        self.hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{g.host} {self.gateways_name()}\n" for g in gateways))
+        self.hosts.chmod(0o644)
 
     def address(self, name: str) -> str:
         return self.addresses.setdefault(name, f"{NETWORK}.{len(self.addresses) + 1}")
 
 
 class Pod:
-    """One pod of a StatefulSet: started with start(), ended as a kubelet would with end()."""
+    """One pod of a StatefulSet or Deployment: started with start(), ended as a kubelet would with end()."""
 
     def __init__(self, release: Release, kind: str, ordinal: int = 0):
         self.release = release
@@ -82,14 +95,7 @@ class Pod:
             if "configMap" in source:
                 data = self.release.objects[f"ConfigMap/{source['configMap']['name']}"]["data"]
                 for name, text in data.items():
-                    # Paths of mounts, and names that only a cluster resolves.
-                    text = text.replace("/etc/millrace/", f"{self.folder}/etc/millrace/")
-                    config = yaml.safe_load(text)
-                    gateways = config.get("cell", {}).get("gateways", [])
-                    for at, gateway in enumerate(gateways):
-                        host, _, port = gateway.rpartition(":")
-                        gateways[at] = f"{self.release.address(host.split('.')[0])}:{port}"
-                    (target / name).write_text(yaml.safe_dump(config))
+                    (target / name).write_text(text.replace("/etc/millrace/", f"{self.folder}/etc/millrace/"))
             elif "secret" in source:
                 for item in source["secret"]["items"]:
                     path = target / item["path"]
@@ -101,14 +107,18 @@ class Pod:
         return [*self.inside(), BIN, *arguments, *more]
 
     def inside(self) -> list[str]:
-        """What a command begins with that runs somewhere else than here."""
-        return []
+        """What a command begins with: a mount namespace with the release's names, and the chart's user."""
+        return [*self.namespaces(), "sh", "-ec", f'mount --bind "$0" /etc/hosts; exec {self.as_user()} "$@"', str(self.release.hosts)]
 
-    def identity(self) -> dict:
+    @staticmethod
+    def namespaces() -> list[str]:
+        return ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+
+    def as_user(self) -> str:
         user = self.spec["securityContext"]
-        if os.geteuid() != 0:
-            return {}
-        return dict(user=user["runAsUser"], group=user["runAsGroup"], extra_groups=[user["fsGroup"]])
+        return ("" if os.geteuid() != 0 else
+                f"setpriv --reuid={user['runAsUser']} --regid={user['runAsGroup']} --groups={user['fsGroup']} --inh-caps=-all "
+                "--bounding-set=-all --no-new-privs --")
 
     def start(self):
         self.mount()
@@ -117,12 +127,12 @@ class Pod:
             environment[variable["name"]] = variable.get("value", self.name)  # the one reference is to the pod's name
         model = ["--set", f"model.path={ROOT / 'models' / 'sample'}"]
         for init in self.spec.get("initContainers", []):
-            subprocess.run(self.run(init, model), check=True, capture_output=True, env=environment, **self.identity())
+            subprocess.run(self.run(init, model), check=True, capture_output=True, env=environment)
         listens = self.container["args"][0] in ("gateway", "serve")
         addresses = ["--set", f"gateway.host={self.host}", "--set", f"gateway.cell_host={self.host}"] if listens else []
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(self.run(self.container, model + addresses), stdout=log, stderr=log,
-                                            env=environment, start_new_session=True, **self.identity())
+                                            env=environment, start_new_session=True)
         return self
 
     def end(self) -> int:
@@ -171,14 +181,8 @@ class NodePod(Pod):
         self.host = ADDRESS[node]
 
     def inside(self) -> list[str]:
-        user = self.spec["securityContext"]
-        script = ('mount --bind "$1" /dev/shm; hostname "$0"; shift; '
-                  f'exec setpriv --reuid={user["runAsUser"]} --regid={user["runAsGroup"]} --groups={user["fsGroup"]} --inh-caps=-all '
-                  '--bounding-set=-all --no-new-privs -- "$@"')
+        script = f'mount --bind "$1" /dev/shm; hostname "$0"; shift; exec {self.as_user()} "$@"'
         return ["ip", "netns", "exec", self.node, "unshare", "--uts", "sh", "-ec", script, self.name, str(SHARED_MEMORY[self.node])]
-
-    def identity(self) -> dict:
-        return {}  # the namespaces are entered as root
 
     def get(self, path: str, limit_s: float = 2) -> int:
         with network_of(self.node):
@@ -197,9 +201,11 @@ class MultiNode(unittest.TestCase):
         os.chmod(memory, 0o755)
         values = yaml.safe_load((CHART / "ci" / "cpu-multi-node-values.yaml").read_text())
         release = Release(folder, values, {"millrace-node-agent": {"secret": secrets.token_hex(32)}})
-        places = {"demo-millrace-gateway": LEADER, "demo-millrace-cell-0": LEADER, "demo-millrace-cell-0-node": OTHER}
-        release.addresses = {f"{name}-0": ADDRESS[node] for name, node in places.items()}
+        places = {"Deployment/demo-millrace-gateway": LEADER, "StatefulSet/demo-millrace-cell-0": LEADER,
+                  "StatefulSet/demo-millrace-cell-0-node": OTHER}
+        release.addresses = {f"{kind.partition('/')[2]}-0": ADDRESS[node] for kind, node in places.items()}
         hosts = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in release.addresses.items())
+        hosts += f"{ADDRESS[LEADER]} {release.gateways_name()}\n"
         for node in (LEADER, OTHER):
             names = pathlib.Path("/etc/netns") / node
             names.mkdir(parents=True)
@@ -215,7 +221,7 @@ class MultiNode(unittest.TestCase):
                 pass
         except (OSError, subprocess.CalledProcessError) as e:
             self.skipTest(f"network namespaces are not permitted here: {e} {getattr(e, 'stderr', '')}")
-        pods = {name: NodePod(release, f"StatefulSet/{name}", node) for name, node in places.items()}
+        pods = {kind: NodePod(release, kind, node) for kind, node in places.items()}
         for pod in pods.values():
             self.addCleanup(pod.kill)
             pod.start()
@@ -252,6 +258,9 @@ class Processes(unittest.TestCase):
             reachable = all(os.stat(p).st_mode & 0o001 for p in pathlib.Path(BIN).resolve().parents)
             if not reachable:
                 self.skipTest(f"{BIN} is in a folder that the chart's user may not enter")
+        mounts = Pod.namespaces() + ["true"]
+        if subprocess.run(mounts, capture_output=True).returncode != 0:
+            self.skipTest(f"not permitted here: {' '.join(mounts)}")
 
     def tearDown(self):
         for pod in self.pods:
@@ -273,7 +282,7 @@ class Processes(unittest.TestCase):
     def test_standalone_comes_up_answers_and_drains(self):
         values = yaml.safe_load((CHART / "ci" / "cpu-dev-values.yaml").read_text())
         release = Release(self.folder, values, {})
-        pod = self.pod(release, "StatefulSet/demo-millrace-gateway")
+        pod = self.pod(release, "Deployment/demo-millrace-gateway")
         budget = pod.container["startupProbe"]
         pod.wait("startupProbe", budget["periodSeconds"] * budget["failureThreshold"])
         self.assertTrue(pod.probe("readinessProbe") and pod.probe("livenessProbe"))
@@ -283,21 +292,27 @@ class Processes(unittest.TestCase):
     def test_cluster_of_two_gateways_and_a_cell(self):
         values = yaml.safe_load((CHART / "ci" / "cpu-cluster-values.yaml").read_text())
         release = Release(self.folder, values, {"millrace-cell": {"secret": secrets.token_hex(32)}})
-        gateways = [self.pod(release, "StatefulSet/demo-millrace-gateway", i) for i in range(2)]
+        gateways = [self.pod(release, "Deployment/demo-millrace-gateway", i) for i in range(2)]
         for gateway in gateways:
             gateway.wait("startupProbe", 30)
             self.assertTrue(gateway.probe("livenessProbe"))
             self.assertFalse(gateway.probe("readinessProbe"))  # no cell yet
         cell = self.pod(release, "StatefulSet/demo-millrace-cell", 0)
+        release.publish(gateways)  # the cell may look the name up before it means anything
         for gateway in gateways:
             gateway.wait("readinessProbe", 60)
             self.helm_test(release, gateway)
 
-        # A roll-out of the gateways: one goes, the other serves on, the new one is dialled by its name.
-        self.assertEqual(gateways[1].end(), 0)
-        self.assertTrue(gateways[0].probe("readinessProbe"))
-        gateways[1] = self.pod(release, "StatefulSet/demo-millrace-gateway", 1)
-        gateways[1].wait("readinessProbe", 60)
+        # A roll-out of the gateways: a new one, with an address of its own, is dialled; then an old one goes.
+        gateways.append(self.pod(release, "Deployment/demo-millrace-gateway", 2))
+        release.publish(gateways)
+        gateways[2].wait("readinessProbe", 30)
+        old = gateways.pop(0)
+        release.publish(gateways)
+        self.assertEqual(old.end(), 0)
+        for gateway in gateways:
+            self.assertTrue(gateway.probe("readinessProbe"))
+            self.helm_test(release, gateway)
 
         # The cell's pod is deleted and made again.
         self.assertEqual(cell.end(), 0)

@@ -69,15 +69,12 @@ logging:
 {{- include "millrace.merged" (list . $parts) -}}
 {{- end -}}
 
-{{/* Of leaders and agents alike. Gateways have names of their own because a cell keeps a link to each of them. */}}
+{{/* Of leaders and agents alike. The name of the gateways ends in a dot: it is looked up again and again, and would be tried in
+     the pod's search domains first. */}}
 {{- define "millrace.cellConfig" -}}
-{{- $root := . -}}
 {{- $full := include "millrace.fullname" . -}}
-{{- $gateways := list -}}
-{{- range $i := until (include "millrace.maxGateways" . | int) -}}
-{{- $gateways = append $gateways (printf "%s-gateway-%d.%s-gateway-cells.%s.svc.%s:%d" $full $i $full $root.Release.Namespace $root.Values.clusterDomain (int $root.Values.gateway.cellPort)) -}}
-{{- end -}}
-{{- $own := dict "cell" (dict "gateways" $gateways) "logging" (dict "format" "json") -}}
+{{- $gateways := printf "%s-gateway-cells.%s.svc.%s.:%d" $full .Release.Namespace .Values.clusterDomain (int .Values.gateway.cellPort) -}}
+{{- $own := dict "cell" (dict "gateways" (list $gateways)) "logging" (dict "format" "json") -}}
 {{- if gt (int .Values.cells.nodes) 1 -}}
 {{- $_ := set $own "node_agent" (dict "port" (int64 .Values.cells.agentPort) "secret_file" "/etc/millrace/secrets/node-agent/secret") -}}
 {{- end -}}

@@ -83,11 +83,6 @@ on
 {{- addf .Values.startup.baseSeconds $read | ceil | int64 -}}
 {{- end -}}
 
-{{/* Most gateways that there can be. */}}
-{{- define "millrace.maxGateways" -}}
-{{- if .Values.gateway.autoscaling.enabled -}}{{ int .Values.gateway.autoscaling.maxReplicas }}{{- else -}}{{ int .Values.gateway.replicas }}{{- end -}}
-{{- end -}}
-
 {{/* A CPU quantity in thousandths of a core; nothing when it is not given. */}}
 {{- define "millrace.milliCores" -}}
 {{- $text := toString . -}}

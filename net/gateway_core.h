@@ -77,7 +77,9 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     bool connected = false;
     std::uint32_t assigned = 0;  // sequences handed over and not finished
     CellTelemetry telemetry;     // as last exported
-    Gauge heartbeat_age;
+    bool said_goodbye = false;
+    Clock::time_point heard;  // when something last came from it
+    Gauge heartbeat_age, workers, slots, slots_used, waiting, kv_tokens, kv_tokens_used;
     Counter steps, restarts, losses;
   };
 
@@ -114,6 +116,8 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   void refresh();
   void refresh_metrics();
   void measure_drain_rate(Clock::duration elapsed);
+  void take_cell_metrics(Cell& cell, const CellInfo& info);
+  void refresh_cell_metrics(Clock::time_point now);
   void forget_old_cells();
 
   const Strand strand_;

@@ -5,6 +5,7 @@
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "net/gateway_core.h"
@@ -26,17 +27,7 @@ constexpr std::uint32_t kMaxRetrySeconds = 60;
 void GatewayCore::on_cell_joined(const CellInfo& info) {
   forget_old_cells();
   Cell& cell = cells_[info.cell_id];
-  if (Exporter* e = metrics_.exporter; e != nullptr) {
-    cell.steps = e->counter<Metric::kCellSteps>(info.cell_id);
-    cell.restarts = e->counter<Metric::kCellRestarts>(info.cell_id);
-    cell.losses = e->counter<Metric::kCellLosses>(info.cell_id);
-    cell.heartbeat_age = e->gauge<Metric::kCellHeartbeatAge>(info.cell_id);
-    e->gauge<Metric::kCellEpoch>(info.cell_id).set(static_cast<double>(info.epoch));
-    const std::uint64_t blocks = info.block_tokens == 0 ? 0 : info.kv_tokens / info.block_tokens;
-    e->gauge<Metric::kCacheConfigInfo>(std::to_string(info.block_tokens), std::to_string(blocks),
-                                       info.kv_dtype)
-        .set(1);
-  }
+  take_cell_metrics(cell, info);
   if (cell.at.epoch != info.epoch) {
     if (cell.at.epoch != 0) cell.restarts.add();
     cell.view.status = {};  // a new process counts from zero
@@ -46,7 +37,30 @@ void GatewayCore::on_cell_joined(const CellInfo& info) {
   cell.view.info = info;
   cell.view.state = CellState::kJoining;
   cell.connected = true;
+  cell.said_goodbye = false;
+  cell.heard = Clock::now();
   cell.assigned = 0;
+}
+
+void GatewayCore::take_cell_metrics(Cell& cell, const CellInfo& info) {
+  if (metrics_.exporter == nullptr) return;
+  Exporter& e = *metrics_.exporter;
+  const std::string& id = info.cell_id;
+  cell.steps = e.counter<Metric::kCellSteps>(id);
+  cell.restarts = e.counter<Metric::kCellRestarts>(id);
+  cell.losses = e.counter<Metric::kCellLosses>(id);
+  cell.heartbeat_age = e.gauge<Metric::kCellHeartbeatAge>(id);
+  cell.workers = e.gauge<Metric::kCellWorkers>(id);
+  cell.slots = e.gauge<Metric::kCellSlots>(id);
+  cell.slots_used = e.gauge<Metric::kCellSlotsUsed>(id);
+  cell.waiting = e.gauge<Metric::kCellWaiting>(id);
+  cell.kv_tokens = e.gauge<Metric::kCellKvTokens>(id);
+  cell.kv_tokens_used = e.gauge<Metric::kCellKvTokensUsed>(id);
+  e.gauge<Metric::kCellEpoch>(id).set(static_cast<double>(info.epoch));
+  const std::uint64_t blocks = info.block_tokens == 0 ? 0 : info.kv_tokens / info.block_tokens;
+  e.gauge<Metric::kCacheConfigInfo>(std::to_string(info.block_tokens), std::to_string(blocks),
+                                    info.kv_dtype)
+      .set(1);
 }
 
 void GatewayCore::on_cell_changed(const CellView& view) {
@@ -73,6 +87,7 @@ void GatewayCore::on_cell_gone(const Assignment& at, const std::string& reason, 
   const auto it = cells_.find(at.cell_id);
   if (it != cells_.end() && it->second.at == at) {
     it->second.connected = false;
+    it->second.said_goodbye = expected;
     if (!expected) it->second.losses.add();
   }
   std::vector<RequestId> lost;
@@ -186,6 +201,7 @@ void GatewayCore::measure_drain_rate(Clock::duration elapsed) {
 
 void GatewayCore::refresh_metrics() {
   if (metrics_.exporter == nullptr) return;
+  const Clock::time_point now = Clock::now();
   std::uint32_t states[5] = {};
   std::uint64_t kv = 0;
   std::uint64_t kv_used = 0;
@@ -193,25 +209,43 @@ void GatewayCore::refresh_metrics() {
     ++states[static_cast<std::size_t>(v.state)];
     kv += v.info.kv_tokens;
     kv_used += v.status.kv_tokens_used;
-    cells_.at(v.info.cell_id)
-        .heartbeat_age.set(std::chrono::duration<double>(v.heartbeat_age).count());
+    cells_.at(v.info.cell_id).heard = now - v.heartbeat_age;
   }
+  refresh_cell_metrics(now);
   metrics_.cells_joining.set(states[static_cast<std::size_t>(CellState::kJoining)]);
   metrics_.cells_healthy.set(states[static_cast<std::size_t>(CellState::kHealthy)]);
   metrics_.cells_suspect.set(states[static_cast<std::size_t>(CellState::kSuspect)]);
   metrics_.cells_draining.set(states[static_cast<std::size_t>(CellState::kDraining)]);
   metrics_.kv_usage.set(kv == 0 ? 0 : static_cast<double>(kv_used) / static_cast<double>(kv));
+  metrics_.queue_capacity.set(config_.max_queued_sequences);
   metrics_.running.set(running_);
   metrics_.waiting.set(static_cast<double>(queued_sequences_ + waiting_in_cells_));
   metrics_.queued_tokens.set(static_cast<double>(queued_tokens_));
-  const auto add = [](const Counter& c, std::uint64_t& reported, std::uint64_t now) {
-    c.add(static_cast<double>(now - std::exchange(reported, now)));
+  const auto add = [](const Counter& c, std::uint64_t& reported, std::uint64_t total) {
+    c.add(static_cast<double>(total - std::exchange(reported, total)));
   };
   const JournalStats& j = journal_.stats();
   add(metrics_.dropped_stale_token, reported_journal_.stale, j.stale);
   add(metrics_.dropped_duplicate, reported_journal_.duplicates, j.duplicates);
   add(metrics_.dropped_unknown, reported_journal_.unknown, j.unknown);
   add(metrics_.dropped_stale_frame, reported_stale_frames_, links_.stats().stale_frames);
+}
+
+// A cell that is away has no room; whether it should be there, its heartbeat's age says.
+void GatewayCore::refresh_cell_metrics(Clock::time_point now) {
+  for (const auto& [id, cell] : cells_) {
+    const CellInfo info = cell.connected ? cell.view.info : CellInfo{};
+    const CellStatus status = cell.connected ? cell.view.status : CellStatus{};
+    cell.workers.set(info.stages * info.lanes);
+    cell.slots.set(info.max_sequences);
+    cell.slots_used.set(status.running);
+    cell.waiting.set(status.waiting);
+    cell.kv_tokens.set(static_cast<double>(info.kv_tokens));
+    cell.kv_tokens_used.set(static_cast<double>(status.kv_tokens_used));
+    cell.heartbeat_age.set(cell.said_goodbye
+                               ? std::numeric_limits<double>::quiet_NaN()
+                               : std::chrono::duration<double>(now - cell.heard).count());
+  }
 }
 
 asio::awaitable<GatewayStats> GatewayCore::stats_on_strand() const {

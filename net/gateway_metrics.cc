@@ -9,6 +9,7 @@ GatewayMetrics::GatewayMetrics(Exporter* e) : exporter(e) {
   kv_usage = e->gauge<Metric::kKvCacheUsage>();
   ready = e->gauge<Metric::kReady>();
   draining = e->gauge<Metric::kDraining>();
+  queue_capacity = e->gauge<Metric::kQueueCapacity>();
   queued_tokens = e->gauge<Metric::kQueuedPromptTokens>();
   cells_ready = e->gauge<Metric::kCellsReady>();
   cells_joining = e->gauge<Metric::kCells>("joining");

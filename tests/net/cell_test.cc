@@ -238,6 +238,9 @@ TEST(CellLink, SilenceMakesACellSuspectThenGone) {
   EXPECT_FALSE(view_of(h, "quiet"));
   EXPECT_EQ(h.stats().links.lost, 1U);
   EXPECT_EQ(h.exporter.counter<Metric::kCellLosses>("quiet").value(), 1);
+  const Gauge age = h.exporter.gauge<Metric::kCellHeartbeatAge>("quiet");
+  EXPECT_TRUE(eventually([&] { return age.value() > 2.5; }));  // it should be there
+  EXPECT_EQ(h.exporter.gauge<Metric::kCellSlots>("quiet").value(), 0);
 }
 
 // C4: a cell that beats but does not step is alive and not well.

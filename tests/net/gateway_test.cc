@@ -6,6 +6,7 @@
 #include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <cmath>
 
 #include "tests/net/gateway_harness.h"
 
@@ -353,6 +354,12 @@ TEST(Gateway, MetricsCountWhatHappened) {
     EXPECT_EQ(h.exporter.counter<Metric::kRequestSuccess>("abort").value(), 1);
     EXPECT_EQ(h.exporter.gauge<Metric::kReady>().value(), 1);
     EXPECT_EQ(h.exporter.gauge<Metric::kCellEpoch>("a").value(), 1);
+    EXPECT_TRUE(eventually(
+        [&] { return h.exporter.gauge<Metric::kCellKvTokens>("a").value() == 100'000; }));
+    EXPECT_EQ(h.exporter.gauge<Metric::kCellSlots>("a").value(), 8);
+    EXPECT_EQ(h.exporter.gauge<Metric::kCellWorkers>("a").value(), 1);
+    EXPECT_EQ(h.exporter.gauge<Metric::kQueueCapacity>().value(),
+              GatewayConfig{}.max_queued_sequences);
     EXPECT_TRUE(
         eventually([&] { return h.exporter.counter<Metric::kCellSteps>("a").value() > 0; }));
     const std::string text = h.exporter.render();
@@ -365,6 +372,9 @@ TEST(Gateway, MetricsCountWhatHappened) {
   }
   EXPECT_TRUE(eventually([&] { return h.exporter.gauge<Metric::kReady>().value() == 0; }));
   EXPECT_EQ(h.exporter.counter<Metric::kCellLosses>("a").value(), 0);  // it said goodbye
+  EXPECT_TRUE(eventually(
+      [&] { return std::isnan(h.exporter.gauge<Metric::kCellHeartbeatAge>("a").value()); }));
+  EXPECT_EQ(h.exporter.gauge<Metric::kCellSlots>("a").value(), 0);
 }
 
 TEST(Gateway, WhatCellsMeasureBecomesMetrics) {

@@ -25,6 +25,9 @@ import values_space as space  # noqa: E402
 from coupled_values import CONTEXTS, refusals  # noqa: E402
 from objects_check import problems  # noqa: E402
 
+sys.path.insert(0, str(ROOT / "monitoring"))
+import metrics  # noqa: E402
+
 BIN = os.environ.get("MILLRACE_BIN", str(ROOT / "build/cpu/bin/millrace"))
 SAMPLE = str(ROOT / "models" / "sample")
 TEMPLATES = CHART / "templates"
@@ -108,6 +111,17 @@ class Lint(unittest.TestCase):
             self.assertEqual({n for n in names if not n.endswith(".helmignore")}, wanted, helm)
 
 
+def without_files(o: dict) -> dict:
+    """Without rules and dashboards, which are files of their own."""
+    if o["kind"] == "PrometheusRule":
+        return merged(o, {"spec": {"groups": [g["name"] for g in o["spec"]["groups"]]}})
+    if o["kind"] == "ConfigMap" and "-dashboard-" in o["metadata"]["name"]:
+        (name, text), = o["data"].items()
+        assert text == (CHART / "dashboards" / name).read_text(), name
+        return merged(o, {"data": {name: "as in the chart"}})
+    return o
+
+
 class Matrix(unittest.TestCase):
     def test_every_file_version_and_set_of_apis(self):
         """Renders alike under both Helms, is strictly valid for that Kubernetes, and fits together."""
@@ -152,7 +166,7 @@ class Matrix(unittest.TestCase):
     def test_golden(self):
         for path, objects in zip(CI_FILES, parallel(lambda p: render("helm4", p, kube="1.34", apis=APIS), CI_FILES)):
             golden = ROOT / "tests" / "helm" / "golden" / path.name.replace("-values", "")
-            text = yaml.safe_dump_all([o for _, o in sorted(support.indexed(objects).items())], sort_keys=True, width=140)
+            text = yaml.safe_dump_all([without_files(o) for _, o in sorted(support.indexed(objects).items())], sort_keys=True, width=140)
             if os.environ.get("MILLRACE_UPDATE_GOLDEN"):
                 golden.write_text(text)
             difference = difflib.unified_diff(golden.read_text().splitlines(), text.splitlines(), "golden", "now", lineterm="", n=1)
@@ -230,6 +244,31 @@ class Behaviour(unittest.TestCase):
                 self.assertEqual(board["data"]["Some_board.json"], '{"title": "{{ instance }}", "panels": []}\n')
                 self.assertEqual(board["metadata"]["labels"]["grafana_dashboard"], "1")
                 self.assertNotIn("PrometheusRule/demo-millrace", support.indexed(render(helm, {}, chart=chart)))
+
+    def test_rules_are_the_releases_own(self):
+        """Each selector takes this release's gateways alone, and the objectives are the values'."""
+        edges = space.SCHEMA["properties"]["monitoring"]["properties"]["slo"]["properties"]["firstTokenSeconds"]["enum"]
+        self.assertEqual([f"{e:g}" for e in edges], metrics.catalogue()["vllm:time_to_first_token_seconds"].buckets)
+        for helm in HELMS:
+            for seconds, edge in ((0.25, 'le="0.25"'), (2560, 'le=~"2560([.]0)?"')):
+                slo = {"availability": 0.95, "firstToken": 0.9, "firstTokenSeconds": seconds}
+                values = {"monitoring": {"slo": slo, "rules": {"runbookUrl": "https://wiki/alerts"}}}
+                groups = support.indexed(render(helm, values, apis=APIS))["PrometheusRule/demo-millrace"]["spec"]["groups"]
+                every = [rule for group in groups for rule in group["rules"]]
+                expressions = {r.get("record", r.get("alert")): " ".join(r["expr"].split()) for r in every}
+                for name, expr in expressions.items():
+                    for selector in metrics.selectors(expr):
+                        if selector.metric not in expressions:
+                            self.assertEqual(selector.matchers[:2], [("namespace", "=", "serving"),
+                                                                     ("pod", "=~", "demo-millrace-gateway-[a-z0-9]+-[a-z0-9]+")], name)
+                    self.assertNotIn("job=~", expr)
+                pods = '{namespace="serving", pod=~"demo-millrace-gateway-[a-z0-9]+-[a-z0-9]+"}'
+                for what, value in (("requests:objective", 0.95), ("first_token:objective", 0.9), ("first_token:bound_seconds", seconds)):
+                    self.assertEqual(expressions[f"millrace:{what}"],
+                                     f"{value} * group by (cluster, namespace, job) (millrace_build_info{pods})")
+                self.assertIn(edge, expressions["millrace:first_token:bad_rate5m"])
+                links = {r["annotations"]["runbook_url"].partition("#")[0] for r in every if "alert" in r}
+                self.assertEqual(links, {"https://wiki/alerts"})
 
     def test_notes_name_what_is_there(self):
         """As a template of a ConfigMap: helm install would ask a cluster."""

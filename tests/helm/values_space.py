@@ -20,7 +20,7 @@ TEXTS = {
     "env": [[], [{"name": "A", "value": ""}, {"name": "B_1", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]],
     "tolerations": [[], [{"operator": "Exists"}], [{"key": "a/b", "operator": "Equal", "value": "c", "effect": "NoExecute"}]],
     "servedName": ["", "LFM2 24B: \"quoted\" # é <&>", "'"], "hostPath": ["", "/a"], "imageReference": ["", "a:b@sha256:c"],
-    "subPath": ["", "a", "a/b.c"], "topologyKey": ["", "a/b"], "prometheusAddress": ["http://p:9090", "https://a/b?c=d"],
+    "subPath": ["", "a", "a/b.c"], "topologyKey": ["", "a/b"], "runbookUrl": ["", "https://a.b/c?d=e"], "prometheusAddress": ["http://p:9090", "https://a/b?c=d"],
     "value": ["", "!" * 32, "\"'\\{}" * 8], "timeout": ["", "1h30m"], "clusterDomain": ["cluster.local", "a"],
     "network": ["", "10.0.0.0/24,eth0", "fe80::/10"], "profile": ["", "9.0:132:139GiB"],
     "nodeAffinity": [{}], "podAffinity": [{}], "podAntiAffinity": [{}],

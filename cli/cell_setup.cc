@@ -4,8 +4,7 @@
 #include <openssl/evp.h>
 
 #include <algorithm>
-#include <fstream>
-#include <thread>
+#include <chrono>
 
 #include "cli/device_setup.h"
 #include "cli/launch.h"
@@ -14,17 +13,6 @@
 namespace millrace {
 
 namespace {
-
-std::uint64_t available_memory_bytes() {
-  std::ifstream file("/proc/meminfo");
-  std::string key;
-  std::uint64_t kib = 0;
-  std::string unit;
-  while (file >> key >> kib >> unit) {
-    if (key == "MemAvailable:") return kib * 1024;
-  }
-  return 0;
-}
 
 // As the configuration spells it.
 template <class E>
@@ -93,10 +81,9 @@ int workers_here(const ClusterConfig& c) {
   return most;
 }
 
-void settle_threads(ClusterConfig& c) {
+void settle_threads(ClusterConfig& c, const MachineLimits& machine) {
   if (c.grid.threads_per_rank > 0) return;
-  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  c.grid.threads_per_rank = std::max(1, cores / workers_here(c));
+  c.grid.threads_per_rank = std::max(1, machine.cores / workers_here(c));
 }
 
 // Limits that depend on the model alone.
@@ -146,17 +133,18 @@ PlanLimits plan_limits(const ClusterConfig& c) {
 }
 
 // Share of this machine's memory for one worker's KV blocks and conv slots, after the weights.
-std::uint64_t automatic_cache_bytes(const ClusterConfig& c, std::uint64_t weights) {
-  const std::uint64_t available = available_memory_bytes();
+std::uint64_t automatic_cache_bytes(const ClusterConfig& c, const MachineLimits& machine,
+                                    std::uint64_t weights) {
+  const std::uint64_t available = machine.memory_bytes;
   const double left = available > weights ? static_cast<double>(available - weights) : 0.0;
   return static_cast<std::uint64_t>(left * c.cache.memory_fraction) /
          static_cast<std::uint64_t>(workers_here(c));
 }
 
 // The plan for c's numbers, on whatever the workers compute.
-Result<MemoryPlan> plan_for(const ClusterConfig& c, const ModelConfig& model,
-                            const WeightFootprint& footprint, const TensorSource& source,
-                            const std::vector<StageRange>& stages,
+Result<MemoryPlan> plan_for(const ClusterConfig& c, const MachineLimits& machine,
+                            const ModelConfig& model, const WeightFootprint& footprint,
+                            const TensorSource& source, const std::vector<StageRange>& stages,
                             const std::vector<std::vector<std::int32_t>>& experts) {
   if (on_devices(c)) {
     const Result<DeviceProfile> profile = parse_device_profile(c.device.profile);
@@ -168,16 +156,17 @@ Result<MemoryPlan> plan_for(const ClusterConfig& c, const ModelConfig& model,
   if (automatic) {
     const ResidentWeights weights = resident_weights(model, footprint, stages, experts);
     limits.cache_bytes = automatic_cache_bytes(
-        c, weights.mapped_bytes + static_cast<std::uint64_t>(c.grid.cells) * weights.packed_bytes);
+        c, machine,
+        weights.mapped_bytes + static_cast<std::uint64_t>(c.grid.cells) * weights.packed_bytes);
   }
   return plan_memory(model, footprint, stages, experts, limits);
 }
 
-Result<MemoryPlan> settle_memory(ClusterConfig& c, const ModelConfig& model,
-                                 const WeightFootprint& footprint, const TensorSource& source,
-                                 const std::vector<StageRange>& stages,
+Result<MemoryPlan> settle_memory(ClusterConfig& c, const MachineLimits& machine,
+                                 const ModelConfig& model, const WeightFootprint& footprint,
+                                 const TensorSource& source, const std::vector<StageRange>& stages,
                                  const std::vector<std::vector<std::int32_t>>& experts) {
-  Result<MemoryPlan> plan = plan_for(c, model, footprint, source, stages, experts);
+  Result<MemoryPlan> plan = plan_for(c, machine, model, footprint, source, stages, experts);
   if (!plan) return plan;
   // More KV than all sequences at full length could use would only be memory taken from others.
   const std::int64_t useful = std::int64_t{c.cache.max_sequences} *
@@ -185,7 +174,7 @@ Result<MemoryPlan> settle_memory(ClusterConfig& c, const ModelConfig& model,
                                c.cache.block_tokens * c.cache.block_tokens);
   if (c.cache.kv_tokens == 0 && plan->kv_tokens > useful) {
     c.cache.kv_tokens = useful;
-    plan = plan_for(c, model, footprint, source, stages, experts);
+    plan = plan_for(c, machine, model, footprint, source, stages, experts);
     if (!plan) return plan;
   }
   c.cache.kv_tokens = plan->kv_tokens;
@@ -210,7 +199,8 @@ Result<CellSetup> make_cell_setup(ClusterConfig config) {
   if (config.model.served_name.empty()) config.model.served_name = last_part(config.model.path);
   if (Result<void> ok = settle_context(config, *model); !ok) return ok.error();
   if (Result<void> ok = settle_device(config, *model, device_backend()); !ok) return ok.error();
-  settle_threads(config);
+  MachineLimits machine = measure_machine();
+  settle_threads(config, machine);
   Result<const kernels::KernelTable*> table = kernels::select_table(enum_word(config.grid.isa));
   if (!table) return table.error();
 
@@ -228,7 +218,8 @@ Result<CellSetup> make_cell_setup(ClusterConfig config) {
   Result<std::vector<std::vector<std::int32_t>>> experts =
       split_experts(model->num_experts, config.grid.lanes);
   if (!experts) return experts.error();
-  Result<MemoryPlan> memory = settle_memory(config, *model, *footprint, *source, *stages, *experts);
+  Result<MemoryPlan> memory =
+      settle_memory(config, machine, *model, *footprint, *source, *stages, *experts);
   if (!memory) return memory.error();
 
   const int moe_layers = model->num_experts > 0 ? model->num_layers() - model->num_dense_layers : 0;
@@ -242,11 +233,17 @@ Result<CellSetup> make_cell_setup(ClusterConfig config) {
   std::string print = fingerprint(*source, config, mode);
   std::string tiles_note(amx_note(config, **table, *footprint));
   const std::chrono::duration<float> took = std::chrono::steady_clock::now() - begin;
-  return CellSetup{std::move(config),     std::move(*model),
-                   std::move(*source),    std::move(*stages),
-                   std::move(placement),  std::move(*memory),
-                   std::move(print),      std::move(mode),
-                   std::move(tiles_note), *table,
+  return CellSetup{std::move(config),
+                   std::move(*model),
+                   std::move(*source),
+                   std::move(*stages),
+                   std::move(placement),
+                   std::move(*memory),
+                   std::move(machine),
+                   std::move(print),
+                   std::move(mode),
+                   std::move(tiles_note),
+                   *table,
                    took.count()};
 }
 
@@ -335,6 +332,9 @@ std::string describe(const CellSetup& setup) {
         c.device.ranks_per_device > 1 ? fmt::format("one for {} workers", c.device.ranks_per_device)
                                       : "one for each worker");
   }
+  text += fmt::format("\nmachine  {:.1f} GiB of memory ({}), {} cores ({})",
+                      static_cast<double>(setup.machine.memory_bytes) / (1ULL << 30),
+                      setup.machine.memory_source, setup.machine.cores, setup.machine.cores_source);
   text += fmt::format(
       "\ngrid     {} stages x {} lanes x {} cells, {} threads a worker, {} kernels{}\n"
       "serving  {} sequences a lane, context {} tokens, KV {} tokens a lane\n{}",

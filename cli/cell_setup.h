@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/machine_limits.h"
 #include "config/cluster_config.h"
 #include "config/model_config.h"
 #include "config/result.h"
@@ -26,6 +27,7 @@ struct CellSetup {
   std::vector<StageRange> stages;
   parallel::ExpertPlacement placement;
   MemoryPlan memory;
+  MachineLimits machine;  // from which automatic values were derived
   std::string fingerprint;
   std::string numeric_mode;  // name of the CPU kernels, or "cuda sm_90 bf16"
   std::string tiles_note;    // for people: whether packed weights run on AMX tiles, if one may ask

@@ -130,6 +130,11 @@ asio::awaitable<void> NodeAgent::Impl::refuse(Session& session, std::string reas
 asio::awaitable<std::optional<OrtedCommand>> NodeAgent::Impl::admit(Session& session) {
   session.stream->expires_in(options.timeout);
   ++strangers;
+  if (!co_await session.stream->speaks()) {
+    --strangers;
+    spdlog::debug("node agent: {} came and went", session.stream->peer());
+    co_return std::nullopt;
+  }
   const Result<void> proven = co_await session.stream->handshake(TlsRole::kServer);
   --strangers;
   if (!proven) {

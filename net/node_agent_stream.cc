@@ -84,6 +84,16 @@ Error AgentStream::failure(std::string_view what, const error_code& error) const
   return {ErrorCode::kUnavailable, "", fmt::format("{}: {}: {}", peer_, what, error.message())};
 }
 
+asio::awaitable<bool> AgentStream::speaks() {
+  asio::ip::tcp::socket& socket = stream_.next_layer();
+  const auto [error] = co_await socket.async_wait(asio::ip::tcp::socket::wait_read, kAwaitTuple);
+  if (error) co_return expired_;  // one that is silent fails its handshake
+  char byte = 0;
+  error_code gone;
+  socket.receive(asio::buffer(&byte, 1), asio::ip::tcp::socket::message_peek, gone);
+  co_return !gone;
+}
+
 asio::awaitable<Result<void>> AgentStream::handshake(TlsRole role) {
   const auto side =
       role == TlsRole::kServer ? asio::ssl::stream_base::server : asio::ssl::stream_base::client;

@@ -48,6 +48,8 @@ class AgentStream : public std::enable_shared_from_this<AgentStream> {
   // Ends a pending read and write as well. Idempotent.
   void close();
 
+  // Waits for the peer's first byte. False when it went without one, as a TCP probe does.
+  boost::asio::awaitable<bool> speaks();
   boost::asio::awaitable<Result<void>> handshake(TlsRole role);
   boost::asio::awaitable<Result<AgentMessage>> read();
   boost::asio::awaitable<Result<void>> write(AgentMessageKind kind, std::string_view payload);

@@ -24,8 +24,8 @@ void EndpointBinding::bind(CoordinatorHooks& hooks) {
     if (before) before(cell);
   };
   hooks.on_ended = [this, before = hooks.on_ended] {
-    stop();
     if (before) before();
+    stop();
   };
 }
 

@@ -16,8 +16,14 @@ class EndpointBinding {
   EndpointBinding(const CellSetup& setup, std::uint64_t epoch, std::string cell_id,
                   std::vector<std::string> gateways);
 
-  // Adds to `hooks` what the binding does when the cell is ready, ends, or has events.
+  // Adds to `hooks` what the binding does when the cell is ready, ends, or has events. Between
+  // on_ready and on_ended, the hooks' own, the three below may be called from any thread.
   void bind(CoordinatorHooks& hooks);
+
+  std::uint32_t gateways() const { return endpoint_->stats().connected; }
+  // Of the cell, which says in its status that it drains.
+  void announce_drain() { endpoint_->announce_drain(); }
+  bool drain_confirmed() const { return endpoint_->drain_confirmed(); }
 
  private:
   void start(Cell& cell);

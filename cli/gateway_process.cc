@@ -4,6 +4,8 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
 
 #include "net/psk_tls.h"
 
@@ -90,7 +92,8 @@ GatewayProcess::GatewayProcess(TextModel text, const std::string& model_name)
 
 Result<std::unique_ptr<GatewayProcess>> GatewayProcess::start(boost::asio::io_context& io,
                                                               const ClusterConfig& config,
-                                                              std::string fingerprint) {
+                                                              std::string fingerprint,
+                                                              DrainOrder& order) {
   Result<ModelConfig> model = load_model_config(config.model.path);
   if (!model) return model.error();
   Result<TextModel> text = load_text_model(config.model.path);
@@ -118,23 +121,38 @@ Result<std::unique_ptr<GatewayProcess>> GatewayProcess::start(boost::asio::io_co
   p->gateway_ = std::move(*gateway);
   const text::ChatTemplate* chat = p->text_.chat_template ? &*p->text_.chat_template : nullptr;
   Exporter* exporter = &p->exporter_;
-  p->api_ = std::make_unique<net::ApiServer>(
-      io.get_executor(), api_config(config, *model, *defaults, fingerprint, std::move(*keys)),
-      p->text_.tokenizer, chat, *p->gateway_, p->observer_.get(),
-      [exporter] { return exporter->render(); });
+  net::ApiConfig api = api_config(config, *model, *defaults, fingerprint, std::move(*keys));
+  api.more_routes = [&order, process = p.get()](net::HttpRouter& router) {
+    order.add_route(router, [process] { return process->drain_progress(); });
+  };
+  p->api_ = std::make_unique<net::ApiServer>(io.get_executor(), std::move(api), p->text_.tokenizer,
+                                             chat, *p->gateway_, p->observer_.get(),
+                                             [exporter] { return exporter->render(); });
   if (auto port = p->api_->start(); !port) {
     p->gateway_->stop();
     Error error = port.error();
     error.field = error.field == "address" ? "gateway.host" : "gateway.port";
     return error;
   }
+  order.open(p->port());
   return p;
 }
 
-boost::asio::awaitable<bool> GatewayProcess::drain(milliseconds limit) {
+DrainProgress GatewayProcess::drain_progress() const {
+  const net::EngineStatus status = gateway_->status();
+  return {std::uint64_t{status.running} + status.queued, drained_, cut_};
+}
+
+boost::asio::awaitable<bool> GatewayProcess::drain(milliseconds limit, milliseconds pause) {
   api_->announce_drain();
+  if (pause.count() > 0) {
+    boost::asio::steady_timer timer(co_await boost::asio::this_coro::executor, pause);
+    co_await timer.async_wait(boost::asio::use_awaitable);
+  }
   api_->begin_drain();
   const bool streams = co_await gateway_->drain(limit);
+  drained_ = true;
+  cut_ = !streams;
   constexpr milliseconds kLastBytes{2'000};  // answers that are made but not yet written
   const bool written = co_await api_->drained(kLastBytes);
   stop();

@@ -9,6 +9,7 @@
 #include "cli/bench.h"
 #include "cli/cell_setup.h"
 #include "cli/devices_command.h"
+#include "cli/drain_command.h"
 #include "cli/engine_bench.h"
 #include "cli/launch.h"
 #include "cli/logging.h"
@@ -90,6 +91,21 @@ int run_plan(const ClusterConfig& config) {
   return 0;
 }
 
+// The fields with their meaning; or, with a file, whether it is a configuration.
+int run_config(const std::string& checked) {
+  if (checked.empty()) {
+    fmt::print("{}", default_yaml());
+    return 0;
+  }
+  const Result<ClusterConfig> config = load_cluster_config(checked);
+  if (!config) {
+    fmt::print(stderr, "millrace: {}\n", config.error().to_string());
+    return 2;
+  }
+  fmt::print("{}: OK\n", checked);
+  return 0;
+}
+
 void add_sampling(CLI::App& app, SamplingParams& p) {
   app.add_option("--temperature", p.temperature, "0 is greedy")->capture_default_str();
   app.add_option("--top-k", p.top_k, "0 is off")->capture_default_str();
@@ -111,7 +127,8 @@ struct Options {
   PackCommand pack_command;
   EngineBenchCommand engine_bench_command;
   WorkerCommand worker_command;
-  bool defaults = false;
+  DrainCommand drain_command;
+  std::string checked_config;
   bool plain_devices = false;
 };
 
@@ -155,7 +172,25 @@ void add_servers(CLI::App& app, Options& o, int& status) {
   devices->callback([&] { status = run_devices(o.plain_devices); });
 
   auto* config = app.add_subcommand("config", "print every configuration field with its meaning");
-  config->callback([] { fmt::print("{}", default_yaml()); });
+  config->add_option("--check", o.checked_config,
+                     "instead, say whether this file is a valid configuration; needs no model");
+  config->callback([&] { status = run_config(o.checked_config); });
+}
+
+void add_drain(CLI::App& app, Options& o, int& status) {
+  auto* drain = app.add_subcommand("drain",
+                                   "have a server of this machine finish what it runs, and end; "
+                                   "returns when it has");
+  DrainCommand& d = o.drain_command;
+  drain->add_option("--url", d.url, "http://host:port of a gateway, or of a cell's health_port")
+      ->required();
+  drain->add_option("--pause-ms", d.pause_ms, "time for which new work is still taken")
+      ->capture_default_str()
+      ->check(CLI::Range(std::int64_t{0}, static_cast<std::int64_t>(kMaxWaitMs)));
+  drain->add_option("--timeout-s", d.timeout_s, "longest wait; the server goes on draining")
+      ->capture_default_str()
+      ->check(CLI::Range(std::int64_t{1}, static_cast<std::int64_t>(kMaxWaitMs) / 1000));
+  drain->callback([&] { status = run_drain(o.drain_command); });
 }
 
 // A cell over several nodes. The last two are run by Open MPI.
@@ -273,6 +308,7 @@ int run(int argc, char** argv) {
   Options options;
   int status = 0;
   add_servers(app, options, status);
+  add_drain(app, options, status);
   add_nodes(app, options, status);
   add_text(app, options, status);
   add_engine_bench(app, options, status);

@@ -57,6 +57,7 @@ net::DaemonLauncher daemon_launcher() {
     options.death_signal = SIGKILL;  // its ranks ask for the same of it
     options.merge_error = true;
     options.environment = {"TMPDIR=" + scratch->path()};
+    options.home = scratch->path();
     options.without = {"OMPI_", "PMIX_", "ORTE_", "OPAL_"};  // of whatever started the agent
     auto group = ProcessGroup::start(command.arguments(scratch->path(), self_path() + " rank-exec"),
                                      options);

@@ -8,15 +8,17 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/signal_set.hpp>
+#include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 
+#include "cli/cell_probes.h"
 #include "cli/cell_setup.h"
 #include "cli/device_setup.h"
+#include "cli/drain_order.h"
 #include "cli/embedded_cell.h"
 #include "cli/endpoint_binding.h"
 #include "cli/gateway_process.h"
@@ -87,16 +89,21 @@ class LocalCell {
 
 class SupervisedCell final : public LocalCell {
  public:
-  SupervisedCell(const ClusterConfig& config, std::unique_ptr<RankConfigFile> file)
+  // `on_end` is called on a thread of the cell when drain() is over.
+  SupervisedCell(const ClusterConfig& config, std::unique_ptr<RankConfigFile> file,
+                 std::function<void()> on_end = {})
       : file_(std::move(file)),
         supervisor_(options(config, file_->path()),
-                    [id = config.cell.id](const SupervisorStatus& s) {
+                    [id = config.cell.id, on_end = std::move(on_end)](const SupervisorStatus& s) {
                       if (s.phase == CellPhase::kLoading) show_progress(id, s.loaded);
                       if (s.phase == CellPhase::kReady)
                         spdlog::info("{}: ready, epoch {}", id, s.epoch);
+                      if (s.phase == CellPhase::kStopped && on_end) on_end();
                     }) {}
   void start() override { supervisor_.start(); }
   void stop() override { supervisor_.stop(); }
+  void drain(milliseconds limit) { supervisor_.drain(limit); }
+  SupervisorStatus status() const { return supervisor_.status(); }
 
  private:
   static SupervisorOptions options(const ClusterConfig& config, const std::string& file) {
@@ -143,14 +150,6 @@ class ThreadedCell final : public LocalCell {
   std::unique_ptr<EmbeddedCell> ranks_;
 };
 
-// Waits for SIGINT or SIGTERM; a second one ends the process at once (its cells end with it).
-asio::awaitable<void> wait_for_signal() {
-  asio::signal_set signals(co_await asio::this_coro::executor, SIGINT, SIGTERM);
-  const int number = co_await signals.async_wait(asio::use_awaitable);
-  spdlog::info("{}: draining; again to stop at once",
-               number == SIGINT ? "interrupted" : "terminated");
-}
-
 void stop_all(std::vector<std::unique_ptr<LocalCell>>& cells) {
   std::vector<std::thread> threads;
   for (auto& cell : cells) threads.emplace_back([&cell] { cell->stop(); });
@@ -174,22 +173,18 @@ asio::awaitable<void> announce_when_ready(GatewayProcess& gateway, std::string u
   std::fflush(stdout);
 }
 
-// Serves until a signal, then drains. `cells` may be empty.
-int serve_until_signal(asio::io_context& io, GatewayProcess& gateway, const ClusterConfig& config,
-                       std::vector<std::unique_ptr<LocalCell>>& cells, const std::string& failure) {
+// Serves until the order to drain. `cells` may be empty.
+int serve_until_order(asio::io_context& io, DrainOrder& order, GatewayProcess& gateway,
+                      const ClusterConfig& config, std::vector<std::unique_ptr<LocalCell>>& cells,
+                      const std::string& failure) {
   int status = 0;
+  order.watch_signals();
   asio::co_spawn(
       io,
       [&]() -> asio::awaitable<void> {
-        co_await wait_for_signal();
-        asio::co_spawn(
-            io,
-            [&io]() -> asio::awaitable<void> {
-              co_await wait_for_signal();
-              _exit(130);
-            },
-            asio::detached);
-        const bool all = co_await gateway.drain(milliseconds(config.deadlines.drain_ms));
+        const milliseconds pause = co_await order.wait();
+        const milliseconds limit(config.deadlines.drain_ms);
+        const bool all = co_await gateway.drain(limit, pause);
         if (!all) spdlog::warn("some streams were cut at deadlines.drain_ms");
         status = all ? 0 : 1;
         io.stop();
@@ -209,6 +204,26 @@ int serve_until_signal(asio::io_context& io, GatewayProcess& gateway, const Clus
   return status;
 }
 
+// Drains the cell when it is ordered, until it has `ended`. Whoever asked over HTTP is answered.
+asio::awaitable<void> end_on_order(DrainOrder& order, SupervisedCell& cell,
+                                   asio::steady_timer& ended, net::HttpServer* probes,
+                                   const ClusterConfig& config) {
+  const milliseconds pause = co_await order.wait();
+  boost::system::error_code ec;
+  asio::steady_timer timer(co_await asio::this_coro::executor, pause);
+  co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ec));
+  cell.drain(milliseconds(config.deadlines.drain_ms));
+  co_await ended.async_wait(asio::redirect_error(asio::use_awaitable, ec));
+  if (cell.status().cut) spdlog::warn("what still ran was cut at deadlines.drain_ms");
+  if (probes == nullptr) co_return;
+  constexpr milliseconds kLastBytes{2'000};
+  probes->begin_drain();
+  const bool written = co_await probes->drained(kLastBytes);
+  if (written) co_return;
+  probes->stop();
+  co_await probes->drained(kLastBytes);
+}
+
 }  // namespace
 
 int run_serve(const ClusterConfig& given) {
@@ -219,7 +234,8 @@ int run_serve(const ClusterConfig& given) {
   std::fflush(stdout);
 
   asio::io_context io(1);
-  auto gateway = GatewayProcess::start(io, config, setup->fingerprint);
+  DrainOrder order(io);
+  auto gateway = GatewayProcess::start(io, config, setup->fingerprint, order);
   if (!gateway) return fail(gateway.error());
   config.cell.gateways = {fmt::format("{}:{}", config.gateway.cell_host, (*gateway)->cell_port())};
 
@@ -248,7 +264,7 @@ int run_serve(const ClusterConfig& given) {
       cells.push_back(std::make_unique<SupervisedCell>(one, std::move(*file)));
     }
   }
-  return serve_until_signal(io, **gateway, config, cells, failure);
+  return serve_until_order(io, order, **gateway, config, cells, failure);
 }
 
 int run_gateway(const ClusterConfig& given) {
@@ -261,11 +277,12 @@ int run_gateway(const ClusterConfig& given) {
         std::filesystem::path(config.model.path).lexically_normal().filename();
   }
   asio::io_context io(1);
-  auto gateway = GatewayProcess::start(io, config, "");
+  DrainOrder order(io);
+  auto gateway = GatewayProcess::start(io, config, "", order);
   if (!gateway) return fail(gateway.error());
   spdlog::info("gateway: cells may dial {}:{}", config.gateway.cell_host, (*gateway)->cell_port());
   std::vector<std::unique_ptr<LocalCell>> none;
-  return serve_until_signal(io, **gateway, config, none, "");
+  return serve_until_order(io, order, **gateway, config, none, "");
 }
 
 int run_cell(const ClusterConfig& given) {
@@ -280,14 +297,24 @@ int run_cell(const ClusterConfig& given) {
   if (config.cell.id.empty()) config.cell.id = host_name() + "-0";
   auto file = RankConfigFile::write(config);
   if (!file) return fail(file.error());
-  std::vector<std::unique_ptr<LocalCell>> cells;
-  cells.push_back(std::make_unique<SupervisedCell>(config, std::move(*file)));
   asio::io_context io(1);
-  asio::co_spawn(io, wait_for_signal(), [&io](const std::exception_ptr&) { io.stop(); });
-  cells[0]->start();
+  DrainOrder order(io);
+  asio::steady_timer ended(io, asio::steady_timer::time_point::max());
+  SupervisedCell cell(config, std::move(*file),
+                      [&] { asio::post(io, [&ended] { ended.cancel(); }); });
+  std::unique_ptr<net::HttpServer> probes;
+  if (config.cell.health_port != 0) {
+    auto started = serve_cell_probes(io, config, order, [&cell] { return cell.status(); });
+    if (!started) return fail(started.error());
+    probes = std::move(*started);
+  }
+  order.watch_signals();
+  asio::co_spawn(io, end_on_order(order, cell, ended, probes.get(), config),
+                 [&io](const std::exception_ptr&) { io.stop(); });
+  cell.start();
   io.run();
-  stop_all(cells);
-  return 0;
+  cell.stop();
+  return cell.status().cut ? 1 : 0;
 }
 
 }  // namespace millrace

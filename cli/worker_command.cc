@@ -1,9 +1,11 @@
 #include "cli/worker_command.h"
 
+#include <fmt/format.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdio>
 #include <fstream>
@@ -27,26 +29,33 @@ void say(const StatusLine& line) {
   std::fflush(stdout);
 }
 
-// Passes SIGUSR1, which the supervisor sends through mpirun, on to the cell as a polite stop. The
-// signal is blocked in all threads; one waits for it.
+// Passes on to the cell what the supervisor sends through mpirun: SIGUSR1 is a polite stop, SIGUSR2
+// says to drain before. Both are blocked in all threads; one waits for them.
 class StopSignal {
  public:
   static void block() {
-    sigset_t set = usr1();
+    sigset_t set = both();
     pthread_sigmask(SIG_BLOCK, &set, nullptr);
   }
   bool pending() const {
     sigset_t set{};
     sigpending(&set);
-    return sigismember(&set, SIGUSR1) == 1;
+    return sigismember(&set, SIGUSR1) == 1 || sigismember(&set, SIGUSR2) == 1;
   }
-  // Calls `stop` at the signal, on another thread.
-  template <class F>
-  void watch(F stop) {
-    thread_ = std::thread([stop] {
-      sigset_t set = usr1();
+  // Waits for the polite stop; false when it did not come.
+  static bool stop_within(std::chrono::milliseconds time) {
+    sigset_t set = usr1();
+    const timespec limit{time.count() / 1000, time.count() % 1000 * 1'000'000};
+    return sigtimedwait(&set, nullptr, &limit) == SIGUSR1;
+  }
+  // At a signal, on another thread: `drain` if it says so, then `stop`.
+  template <class Drain, class Stop>
+  void watch(Drain drain, Stop stop) {
+    thread_ = std::thread([drain, stop] {
+      sigset_t set = both();
       int number = 0;
       sigwait(&set, &number);
+      if (number == SIGUSR2) drain();
       stop();
     });
   }
@@ -63,20 +72,33 @@ class StopSignal {
     sigaddset(&set, SIGUSR1);
     return set;
   }
+  static sigset_t both() {
+    sigset_t set = usr1();
+    sigaddset(&set, SIGUSR2);
+    return set;
+  }
   std::thread thread_;
 };
 
-// "beat" lines for the supervisor while the coordinator's own loop lives.
+// "beat" lines for the supervisor while the coordinator's own loop lives. The first comes at once,
+// and then the sooner the fewer gateways there are: probes wait for them.
 class Beat {
  public:
-  Beat(const Cell& cell, std::chrono::milliseconds interval, std::chrono::milliseconds limit)
-      : thread_([this, &cell, interval, limit] {
+  Beat(const Cell& cell, const EndpointBinding& endpoint, std::chrono::milliseconds interval,
+       std::chrono::milliseconds limit)
+      : thread_([this, &cell, &endpoint, interval, limit] {
           std::unique_lock lock(mutex_);
-          while (!wake_.wait_for(lock, interval, [this] { return ended_; })) {
-            if (cell.status().ms_since_progress < static_cast<std::uint64_t>(limit.count())) {
-              say({StatusLine::Kind::kBeat, 0, ""});
+          std::uint32_t gateways = 0;
+          do {
+            const CellStatus status = cell.status();
+            gateways = endpoint.gateways();
+            if (status.ms_since_progress < static_cast<std::uint64_t>(limit.count())) {
+              const CellBeat beat{gateways, std::uint64_t{status.running} + status.waiting,
+                                  status.ms_since_progress};
+              say({StatusLine::Kind::kBeat, 0, "", beat});
             }
-          }
+          } while (!wake_.wait_for(lock, gateways == 0 ? std::min(interval, kSoon) : interval,
+                                   [this] { return ended_; }));
         }) {}
   ~Beat() {
     {
@@ -88,11 +110,31 @@ class Beat {
   }
 
  private:
+  static constexpr std::chrono::milliseconds kSoon{200};
   std::mutex mutex_;
   std::condition_variable wake_;
   bool ended_ = false;
   std::thread thread_;
 };
+
+// Until nothing runs and no gateway sends more, for deadlines.drain_ms at most.
+void drain(Cell& cell, EndpointBinding& endpoint, std::chrono::milliseconds limit) {
+  constexpr std::chrono::milliseconds kLook{20};
+  const auto until = std::chrono::steady_clock::now() + limit;
+  cell.drain();
+  endpoint.announce_drain();
+  while (!endpoint.drain_confirmed() || !cell.idle()) {
+    if (StopSignal::stop_within(kLook)) return;
+    if (std::chrono::steady_clock::now() < until) continue;
+    const CellStatus status = cell.status();
+    say({StatusLine::Kind::kFailed,
+         0,
+         fmt::format("{} sequences were cut at deadlines.drain_ms = {}",
+                     status.running + status.waiting, limit.count()),
+         {}});
+    return;
+  }
+}
 
 // Until the configuration is known, which holds the real one.
 constexpr std::chrono::milliseconds kStartDeadline{60'000};
@@ -121,20 +163,22 @@ bool coordinate(const CellSetup& setup, parallel::Communicator& world, std::uint
   EndpointBinding endpoint(setup, epoch, setup.config.cell.id, setup.config.cell.gateways);
   CoordinatorHooks hooks;
   hooks.give_up = [&] { return signal.pending(); };
-  hooks.on_loading = [](double share) { say({StatusLine::Kind::kLoading, share, ""}); };
+  hooks.on_loading = [](double share) { say({StatusLine::Kind::kLoading, share, "", {}}); };
+  const std::chrono::milliseconds drain_limit(setup.config.deadlines.drain_ms);
   hooks.on_ready = [&](Cell& cell) {
+    say({StatusLine::Kind::kReady, 0, "", {}});
     beat = std::make_unique<Beat>(
-        cell, std::chrono::milliseconds(setup.config.deadlines.heartbeat_interval_ms),
+        cell, endpoint, std::chrono::milliseconds(setup.config.deadlines.heartbeat_interval_ms),
         std::chrono::milliseconds(2 * setup.config.deadlines.step_ms));
-    signal.watch([&cell] { cell.stop(); });
-    say({StatusLine::Kind::kReady, 0, ""});
+    signal.watch([&cell, &endpoint, drain_limit] { drain(cell, endpoint, drain_limit); },
+                 [&cell] { cell.stop(); });
   };
   hooks.on_ended = [&] {
     signal.end();
     beat.reset();
   };
   hooks.cell.on_failure = [](const std::string& reason) {
-    say({StatusLine::Kind::kFailed, 0, reason});
+    say({StatusLine::Kind::kFailed, 0, reason, {}});
   };
   hooks.start_phases = {{"mpi_init", mpi_init.count()}, {"plan", setup.plan_seconds}};
   endpoint.bind(hooks);
@@ -166,7 +210,7 @@ int run_worker_command(const WorkerCommand& command, int* argc, char*** argv) {
     if (coordinate(*setup, *world, command.epoch, mpi_init)) return 0;
   } catch (const std::exception& e) {
     spdlog::error("rank {}: {}", world->rank(), e.what());
-    if (first) say({StatusLine::Kind::kFailed, 0, e.what()});
+    if (first) say({StatusLine::Kind::kFailed, 0, e.what(), {}});
   }
   parallel::exit_after_failure();
 }

@@ -422,6 +422,8 @@ struct CellSection {
   std::string id;
   std::vector<std::string> gateways;
   std::int64_t gateway_lookup_ms = 5'000;
+  std::string health_host = "127.0.0.1";
+  std::int32_t health_port = 0;
   std::string mpirun = "mpirun";
   std::vector<std::string> mpirun_args;
   std::vector<std::string> hosts;
@@ -442,6 +444,12 @@ struct CellSection {
        "link. One that its name no longer gives keeps the link until it ends it.",
        100, kMaxWaitMs},
       s.gateway_lookup_ms);
+    v({"health_host", "Address on which millrace cell answers probes."}, s.health_host);
+    v({"health_port",
+       "Port of /health/started, /health/ready and /health/live of millrace cell, and of /drain. "
+       "0: none.",
+       0, 65535},
+      s.health_port);
     v({"mpirun", "Path of mpirun (Open MPI 4.1 or later)."}, s.mpirun);
     v({"mpirun_args", "Further arguments of mpirun, before the program."}, s.mpirun_args);
     v({"hosts",

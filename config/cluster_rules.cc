@@ -93,6 +93,9 @@ Result<void> check_cell(const ClusterConfig& c) {
   for (const std::string& gateway : c.cell.gateways) {
     if (auto parsed = parse_host_port(gateway, "cell.gateways"); !parsed) return parsed.error();
   }
+  if (c.cell.health_port != 0 && c.cell.health_host.empty()) {
+    return invalid("cell.health_host", "must be an address; 0.0.0.0 for all");
+  }
   if (c.cell.mpirun.empty())
     return invalid("cell.mpirun", "must be a path or a name found by PATH");
   return {};

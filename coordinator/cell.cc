@@ -47,7 +47,7 @@ void Cell::stop() {
 bool Cell::submit(SequenceRequest request) {
   {
     const std::lock_guard lock(mutex_);
-    if (stopping_ || draining_ || mailbox_.size() >= options_.mailbox_limit) return false;
+    if (stopping_ || mailbox_.size() >= options_.mailbox_limit) return false;
     mailbox_.emplace_back(std::move(request));
   }
   wake_.notify_one();

@@ -59,7 +59,8 @@ class Cell {
   // full or the cell is ending, in which case nothing will arrive.
   bool submit(SequenceRequest request);
   void cancel(RequestId id);
-  // Refuses later submissions; what runs goes on.
+  // status() says from now on that the cell drains, by which gateways know to send no more. What
+  // arrives all the same was on its way, and is taken.
   void drain();
 
   CellStatus status() const;

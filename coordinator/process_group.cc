@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -55,6 +56,9 @@ std::vector<pid_t> tagged(const std::string& tag) {
 // This process's environment as the options change it, with the tag last.
 std::vector<std::string> environment_for(const ProcessOptions& options, const std::string& tag) {
   std::vector<std::string> replaced{std::string(kTagName)};
+  const char* const home = std::getenv("HOME");
+  const bool homeless = !options.home.empty() && (home == nullptr || *home == '\0');
+  if (homeless) replaced.emplace_back("HOME=");
   for (const std::string& one : options.environment) {
     replaced.push_back(one.substr(0, one.find('=') + 1));
   }
@@ -67,6 +71,7 @@ std::vector<std::string> environment_for(const ProcessOptions& options, const st
     if (keep) all.emplace_back(*e);
   }
   all.insert(all.end(), options.environment.begin(), options.environment.end());
+  if (homeless) all.push_back("HOME=" + options.home);
   all.push_back(tag);
   return all;
 }
@@ -98,7 +103,7 @@ struct Birth {
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
-  for (const int number : {SIGINT, SIGTERM, SIGPIPE, SIGUSR1}) ::signal(number, SIG_DFL);
+  for (const int number : {SIGINT, SIGTERM, SIGPIPE, SIGUSR1, SIGUSR2}) ::signal(number, SIG_DFL);
   execvpe(argv[0], argv, environment);
   const char message[] = "millrace: cannot run the cell's command: is it installed?\n";
   [[maybe_unused]] const auto n = write(STDERR_FILENO, message, sizeof message - 1);

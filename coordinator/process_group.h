@@ -19,6 +19,9 @@ struct ProcessOptions {
   // not passed on.
   std::vector<std::string> environment = {};
   std::vector<std::string> without = {};
+  // HOME where this process has none. Open MPI crashes without one when the user is not in
+  // /etc/passwd, as in most containers.
+  std::string home = {};
 };
 
 class ProcessGroup {

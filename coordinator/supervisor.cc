@@ -9,11 +9,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "config/check.h"
 #include "coordinator/process_group.h"
 #include "coordinator/scratch_folder.h"
-#include "coordinator/status_line.h"
 
 namespace millrace {
 
@@ -42,6 +42,7 @@ struct Supervisor::Child {
   Clock::time_point last_line = Clock::now();
   Clock::time_point ready_since{};
   bool ready = false;
+  bool draining = false;  // has been told
   bool output_ended = false;
   std::string partial = {};
   std::string failure = {};  // rank 0's own words
@@ -72,9 +73,28 @@ void Supervisor::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
+void Supervisor::drain(milliseconds limit) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (drain_until_) return;
+    drain_until_ = Clock::now() + limit;
+    status_.draining = true;
+  }
+  wake_.notify_all();
+}
+
+std::optional<Clock::time_point> Supervisor::drain_until() const {
+  const std::lock_guard lock(mutex_);
+  return drain_until_;
+}
+
+bool Supervisor::over() const { return stopping_ || drain_until().has_value(); }
+
 SupervisorStatus Supervisor::status() const {
   const std::lock_guard lock(mutex_);
-  return status_;
+  SupervisorStatus copy = status_;
+  copy.turn_age = std::chrono::duration_cast<milliseconds>(Clock::now() - last_turn_.load());
+  return copy;
 }
 
 void Supervisor::set_phase(CellPhase phase) {
@@ -82,21 +102,27 @@ void Supervisor::set_phase(CellPhase phase) {
   {
     const std::lock_guard lock(mutex_);
     status_.phase = phase;
+    if (phase != CellPhase::kReady) status_.beat = {};
     copy = status_;
   }
   if (on_change_) on_change_(copy);
 }
 
 bool Supervisor::pause(milliseconds time) {
+  const auto until = Clock::now() + time;
   std::unique_lock lock(mutex_);
-  return !wake_.wait_for(lock, time, [this] { return stopping_.load(); });
+  const auto woken = [this] { return stopping_ || drain_until_; };
+  while (!woken() && Clock::now() < until) {
+    last_turn_ = Clock::now();
+    wake_.wait_until(lock, std::min(until, Clock::now() + kTick), woken);
+  }
+  return !woken();
 }
 
 void Supervisor::run() {
   milliseconds backoff = options_.backoff_min;
   ScratchFolder::remove_orphans(kScratchPrefix);
-  while (!stopping_) {
-    Result<ScratchFolder> scratch = ScratchFolder::make(kScratchPrefix);
+  while (!over()) {
     const std::uint64_t epoch = next_epoch(status().epoch);
     {
       const std::lock_guard lock(mutex_);
@@ -104,22 +130,8 @@ void Supervisor::run() {
       status_.loaded = 0;
     }
     set_phase(CellPhase::kStarting);
-    std::string why = scratch ? "" : scratch.error().to_string();
-    if (scratch) {
-      Result<ProcessGroup> group = ProcessGroup::start(options_.command(epoch, scratch->path()));
-      if (group) {
-        Child child{std::move(*group)};
-        why = watch(child);
-        end(child, stopping_);
-        if (child.ready && Clock::now() - child.ready_since > kSettled)
-          backoff = options_.backoff_min;
-        if (!child.failure.empty()) why += fmt::format(" ({})", child.failure);
-      } else {
-        why = group.error().to_string();
-      }
-      scratch->remove();
-    }
-    if (stopping_) break;
+    const std::string why = run_once(epoch, backoff);
+    if (over()) break;
     spdlog::error("cell {}: {}; starting again in {} ms", options_.name, why, backoff.count());
     {
       const std::lock_guard lock(mutex_);
@@ -133,8 +145,39 @@ void Supervisor::run() {
   set_phase(CellPhase::kStopped);
 }
 
+// One cell from its start to its end, and why it ended.
+std::string Supervisor::run_once(std::uint64_t epoch, milliseconds& backoff) {
+  Result<ScratchFolder> scratch = ScratchFolder::make(kScratchPrefix);
+  if (!scratch) return scratch.error().to_string();
+  ProcessOptions process;
+  process.home = scratch->path();
+  auto group = ProcessGroup::start(options_.command(epoch, scratch->path()), process);
+  if (!group) {
+    scratch->remove();
+    return group.error().to_string();
+  }
+  Child child{std::move(*group)};
+  std::string why = watch(child);
+  end(child, over());
+  if (child.ready && Clock::now() - child.ready_since > kSettled) backoff = options_.backoff_min;
+  if (!child.failure.empty()) why += fmt::format(" ({})", child.failure);
+  if (child.draining) {
+    const std::lock_guard lock(mutex_);
+    status_.cut = !child.group.exited_cleanly() || !child.failure.empty();
+  }
+  scratch->remove();
+  return why;
+}
+
 std::string Supervisor::watch(Child& child) {
   while (!stopping_) {
+    last_turn_ = Clock::now();
+    if (const auto until = drain_until()) {
+      if (!child.ready) return "asked to end while starting";
+      if (!std::exchange(child.draining, true)) child.group.signal(SIGUSR2);
+      // Rank 0 keeps the same limit; this is for one that does not.
+      if (Clock::now() > *until + options_.stop_grace) return "not drained in time";
+    }
     pollfd fds[2] = {{stop_pipe_[0], POLLIN, 0},
                      {child.output_ended ? -1 : child.group.output(), POLLIN, 0}};
     ::poll(fds, 2, static_cast<int>(kTick.count()));
@@ -186,13 +229,19 @@ void Supervisor::take_line(Child& child, const std::string& line) {
     case StatusLine::Kind::kReady:
       child.ready = true;
       child.ready_since = Clock::now();
+      {
+        const std::lock_guard lock(mutex_);
+        status_.ever_ready = true;
+      }
       set_phase(CellPhase::kReady);
       break;
     case StatusLine::Kind::kFailed:
       child.failure = status->text;
       break;
-    case StatusLine::Kind::kBeat:
-      break;
+    case StatusLine::Kind::kBeat: {
+      const std::lock_guard lock(mutex_);
+      if (status_.phase == CellPhase::kReady) status_.beat = status->beat;
+    } break;
   }
 }
 
@@ -201,6 +250,7 @@ void Supervisor::end(Child& child, bool polite) {
     const auto deadline = Clock::now() + limit;
     while (!child.group.poll_exit()) {
       if (Clock::now() > deadline) return false;
+      last_turn_ = Clock::now();
       read_lines(child);  // a full pipe would keep it from ending
       std::this_thread::sleep_for(milliseconds(10));
     }

@@ -7,6 +7,8 @@
 // from backoff_min to backoff_max and returns to the minimum once a cell has been ready for a
 // while.
 //
+// Draining: SIGUSR2 asks rank 0 to finish what runs and to end then; the cell is not started again.
+//
 // Ending for certain: every process of a cell carries a tag in its environment. After the polite
 // ways (SIGUSR1, which mpirun passes on to the ranks, then SIGTERM) whatever still carries the tag
 // is killed, stopped processes included, and the cell's scratch folder (Open MPI's session files
@@ -19,9 +21,12 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "coordinator/status_line.h"
 
 namespace millrace {
 
@@ -45,6 +50,12 @@ struct SupervisorStatus {
   std::uint32_t restarts = 0;
   double loaded = 0;         // share of the weights, while loading
   std::string last_failure;  // why the cell before this one ended; empty when none did
+  bool ever_ready = false;   // some cell of this supervisor has been ready
+  CellBeat beat;             // the cell's last; all zero unless it is ready
+  bool draining = false;
+  bool cut = false;  // after drain(): the cell ended before all that ran had finished
+  // Since the supervisor's own loop last turned: more than a few seconds means that it hangs.
+  std::chrono::milliseconds turn_age{0};
 };
 
 class Supervisor {
@@ -55,6 +66,9 @@ class Supervisor {
   ~Supervisor();  // stop()
 
   void start();
+  // Lets what runs finish, for at most `limit`, and ends the cell for good, at once when it is not
+  // ready. Returns at once; over when the phase is kStopped. Thread-safe, the first call counts.
+  void drain(std::chrono::milliseconds limit);
   // Ends the cell and joins. Returns when no process of it is left. Idempotent.
   void stop();
 
@@ -64,6 +78,9 @@ class Supervisor {
   struct Child;
 
   void run();
+  std::string run_once(std::uint64_t epoch, std::chrono::milliseconds& backoff);
+  bool over() const;  // no cell is to be started any more
+  std::optional<std::chrono::steady_clock::time_point> drain_until() const;
   std::string watch(Child& child);  // until it ends or must be ended; says why
   void read_lines(Child& child);
   void end(Child& child, bool polite);
@@ -76,6 +93,8 @@ class Supervisor {
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   SupervisorStatus status_;
+  std::optional<std::chrono::steady_clock::time_point> drain_until_;  // by mutex_
+  std::atomic<std::chrono::steady_clock::time_point> last_turn_{std::chrono::steady_clock::now()};
   std::atomic<bool> stopping_ = false;
   int stop_pipe_[2] = {-1, -1};  // wakes the poll on the child's output
   std::thread thread_;

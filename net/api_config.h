@@ -3,10 +3,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "net/http_config.h"
+#include "net/http_router.h"
 #include "net/openai_types.h"
 
 namespace millrace::net {
@@ -28,6 +30,9 @@ struct ApiConfig {
   std::chrono::milliseconds keep_alive{15'000};  // silence of a stream before a comment line
   std::size_t offload_body_bytes = 16 * 1024;    // larger bodies are prepared off the io thread
   std::uint32_t prepare_threads = 2;
+  // Adds routes of the process to the API's own. API keys do not open "/drain", which sees to it
+  // itself who may take it.
+  std::function<void(HttpRouter&)> more_routes;
 };
 
 }  // namespace millrace::net

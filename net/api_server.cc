@@ -25,7 +25,7 @@ bool is_json(std::string_view type) {
 }
 
 bool open_to_all(const ApiContext& context, const std::string& path) {
-  return path == "/health" || path.starts_with("/health/") ||
+  return path == "/health" || path.starts_with("/health/") || path == "/drain" ||
          (path == "/metrics" && !context.config.guard_metrics);
 }
 
@@ -143,6 +143,7 @@ ApiServer::ApiServer(asio::any_io_executor executor, ApiConfig config,
                return handle_generate(context, true, request, responder);
              });
   add_other_routes(context, router);
+  if (context.config.more_routes) context.config.more_routes(router);
   http_ = std::make_unique<HttpServer>(executor, http_config(context), std::move(router));
 }
 

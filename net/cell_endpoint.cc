@@ -40,6 +40,13 @@ constexpr std::size_t kBatchesPerFlush = 16;
 }  // namespace
 
 struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
+  // Heartbeats of one connection and their answers, which come in order.
+  struct Pulse {
+    std::uint64_t sent = 0;
+    std::uint64_t answered = 0;
+    std::uint64_t draining = 0;  // number of the first that said that the cell drains; 0: none
+    bool confirmed() const { return draining != 0 && answered >= draining; }
+  };
   // One gateway: until its address is behind no name any more and its connection has ended. io
   // thread only.
   struct Link {
@@ -53,6 +60,7 @@ struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
     asio::steady_timer pause;
     std::shared_ptr<FrameConnection> greeting;          // until the gateway has answered Hello
     std::shared_ptr<FrameConnection> connection;        // set while welcomed
+    std::shared_ptr<Pulse> pulse;                       // the connection's
     std::unordered_map<RequestId, RequestId> local_of;  // gateway's id -> ours
     std::vector<TokenEvent> out;                        // of the batch being sorted
     std::string last_complaint;                         // so that a repeated failure is logged once
@@ -79,7 +87,11 @@ struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
   asio::awaitable<bool> dial(Link& link);
   asio::awaitable<bool> serve(Link& link);
   asio::awaitable<Result<Welcome>> greet(FrameConnection& connection);
-  asio::awaitable<void> beat(std::shared_ptr<FrameConnection> connection, milliseconds interval);
+  asio::awaitable<void> beat(std::shared_ptr<FrameConnection> connection,
+                             std::shared_ptr<Pulse> pulse, milliseconds interval);
+  bool send_beat(FrameConnection& connection, Pulse& pulse);
+  void announce_drain();
+  void look_for_confirmation();
   asio::awaitable<void> sleep(Link& link, milliseconds time);
   milliseconds jittered(milliseconds time);
   Result<void> handle(Link& link, const Frame& frame);
@@ -111,8 +123,11 @@ struct CellEndpoint::Impl : std::enable_shared_from_this<Impl> {
   asio::executor_work_guard<asio::io_context::executor_type> work;
   std::thread thread;
 
+  std::atomic<bool> drain_confirmed{false};
+
   // io thread only.
   bool stopping = false;
+  bool draining = false;
   std::shared_ptr<GatewayNames> names;
   std::map<tcp::endpoint, std::unique_ptr<Link>> links;
   std::unordered_map<RequestId, Route> routes;  // our id -> gateway
@@ -161,16 +176,16 @@ void CellEndpoint::Impl::set_gateways(const GatewayNames::Gateways& now) {
 asio::awaitable<void> CellEndpoint::Impl::run_link(Link& link) {
   const auto self = shared_from_this();
   milliseconds backoff = config.backoff_min;
-  while (!stopping && link.wanted) {
+  while (!stopping && !draining && link.wanted) {
     bool welcomed = false;
     if (co_await dial(link)) welcomed = co_await serve(link);
     lose(link);
     if (welcomed) backoff = config.backoff_min;
-    if (stopping || !link.wanted) break;
+    if (stopping || draining || !link.wanted) break;
     co_await sleep(link, jittered(backoff));
     backoff = std::min(backoff * 2, config.backoff_max);
   }
-  if (stopping) co_return;
+  if (stopping || draining) co_return;
   const tcp::endpoint address = link.address;  // not from inside what is erased
   links.erase(address);
 }
@@ -199,7 +214,7 @@ asio::awaitable<bool> CellEndpoint::Impl::serve(Link& link) {
   link.greeting = connection;
   const Result<Welcome> welcome = co_await greet(*connection);
   link.greeting.reset();
-  if (!welcome || stopping) {
+  if (!welcome || stopping || draining) {
     if (!welcome) complain(link, welcome.error().to_string());
     connection->close("not welcomed");
     co_return false;
@@ -208,11 +223,12 @@ asio::awaitable<bool> CellEndpoint::Impl::serve(Link& link) {
   const milliseconds interval =
       std::clamp(config.heartbeat_interval, milliseconds(1), std::max(limit / 3, milliseconds(1)));
   link.connection = connection;
+  link.pulse = std::make_shared<Pulse>();
   link.last_complaint.clear();
   ++counters.connects;
   ++counters.connected;
   spdlog::info("gateway {}: registered as {} epoch {}", link.name, info.cell_id, info.epoch);
-  asio::co_spawn(io, beat(connection, interval), asio::detached);
+  asio::co_spawn(io, beat(connection, link.pulse, interval), asio::detached);
   while (connection->is_open()) {
     const Result<Frame> frame = co_await connection->read(config.silence_limit);
     if (!frame) break;
@@ -248,20 +264,26 @@ asio::awaitable<Result<Welcome>> CellEndpoint::Impl::greet(FrameConnection& conn
   co_return welcome;
 }
 
+bool CellEndpoint::Impl::send_beat(FrameConnection& connection, Pulse& pulse) {
+  const CellStatus status = callbacks.status();
+  Bytes bytes;
+  encode(status, bytes);
+  if (!connection.send(MessageKind::kHeartbeat, info.epoch, bytes)) return false;
+  ++pulse.sent;
+  if (status.draining && pulse.draining == 0) pulse.draining = pulse.sent;
+  if (!callbacks.telemetry) return true;
+  bytes.clear();
+  encode(callbacks.telemetry(), bytes);
+  return connection.send(MessageKind::kTelemetry, info.epoch, bytes);
+}
+
 asio::awaitable<void> CellEndpoint::Impl::beat(std::shared_ptr<FrameConnection> connection,
+                                               std::shared_ptr<Pulse> pulse,
                                                milliseconds interval) {
   const auto self = shared_from_this();
   asio::steady_timer timer(io);
-  Bytes bytes;
   while (connection->is_open() && !stopping) {
-    bytes.clear();
-    encode(callbacks.status(), bytes);
-    if (!connection->send(MessageKind::kHeartbeat, info.epoch, bytes)) co_return;
-    if (callbacks.telemetry) {
-      bytes.clear();
-      encode(callbacks.telemetry(), bytes);
-      if (!connection->send(MessageKind::kTelemetry, info.epoch, bytes)) co_return;
-    }
+    if (!send_beat(*connection, *pulse)) co_return;
     boost::system::error_code ec;
     timer.expires_after(interval);
     co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ec));
@@ -279,6 +301,8 @@ Result<void> CellEndpoint::Impl::handle(Link& link, const Frame& frame) {
     case MessageKind::kCancel:
       return on_cancel(link, frame);
     case MessageKind::kHeartbeatAck:
+      ++link.pulse->answered;
+      look_for_confirmation();
       return {};
     case MessageKind::kDrain:
       callbacks.drain();
@@ -330,6 +354,7 @@ Result<void> CellEndpoint::Impl::on_cancel(Link& link, const Frame& frame) {
 // The link is down: nobody waits for what it asked for.
 void CellEndpoint::Impl::lose(Link& link) {
   link.connection.reset();
+  look_for_confirmation();
   for (const auto& [gateway_id, id] : link.local_of) {
     routes.erase(id);
     ++counters.cancelled_by_loss;
@@ -441,6 +466,25 @@ void CellEndpoint::Impl::send_prompt_logprobs(PromptLogprobsEvent& event) {
   it->second.link->connection->send(MessageKind::kPromptLogprobs, info.epoch, scratch);
 }
 
+void CellEndpoint::Impl::announce_drain() {
+  if (stopping || std::exchange(draining, true)) return;
+  for (const auto& [address, link] : links) {
+    boost::system::error_code ignored;
+    link->dialing.close(ignored);
+    link->pause.cancel();
+    if (link->greeting) link->greeting->close("the cell drains");
+    if (link->connection) send_beat(*link->connection, *link->pulse);
+  }
+  look_for_confirmation();
+}
+
+void CellEndpoint::Impl::look_for_confirmation() {
+  drain_confirmed = draining && std::ranges::all_of(links, [](const auto& entry) {
+                      const Link& link = *entry.second;
+                      return !link.connection || link.pulse->confirmed();
+                    });
+}
+
 void CellEndpoint::Impl::end_all(const std::string& reason) {
   stopping = true;
   flush();
@@ -486,6 +530,12 @@ void CellEndpoint::start() {
   impl_->names->start();
   impl_->thread = std::thread([impl = impl_] { impl->io.run(); });
 }
+
+void CellEndpoint::announce_drain() {
+  asio::post(impl_->io, [impl = impl_] { impl->announce_drain(); });
+}
+
+bool CellEndpoint::drain_confirmed() const { return impl_->drain_confirmed; }
 
 void CellEndpoint::stop(const std::string& reason) {
   if (!impl_->thread.joinable()) return;

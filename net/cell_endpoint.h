@@ -79,6 +79,13 @@ class CellEndpoint {
   // Before the sequence's first token. Keeps its order with publish() calls of the same thread.
   bool publish(PromptLogprobsEvent event);
 
+  // The cell drains, as callbacks.status says from now on: tells every gateway at once, and dials
+  // none any more. Any thread.
+  void announce_drain();
+  // After announce_drain(): whether every linked gateway has answered a heartbeat that said so.
+  // None sends work after that answer. Any thread.
+  bool drain_confirmed() const;
+
   CellEndpointStats stats() const;  // any thread
 
  private:

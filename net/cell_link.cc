@@ -320,10 +320,11 @@ void CellLinks::Impl::on_heartbeat(Session& session, const CellStatus& status) {
   const bool stepped = status.steps != session.status.steps;
   session.status = status;
   if (stepped || was_idle || !session.busy()) session.progressed = Clock::now();
-  session.connection->send(MessageKind::kHeartbeatAck, session.info.epoch, {});
   if (session.state == CellState::kJoining) set_state(session, CellState::kHealthy, "");
   judge(session);
   observer->on_cell_changed(view(session));
+  // Last: a cell that drains takes the answer as our word that no work follows it.
+  session.connection->send(MessageKind::kHeartbeatAck, session.info.epoch, {});
 }
 
 // Health by what has arrived; see the header.

@@ -165,9 +165,19 @@ TEST(Cell, RefusalsArriveAsEvents) {
   EXPECT_TRUE(got.wait([&] { return got.last.contains(1); }));
   EXPECT_EQ(got.last[1].finish, FinishReason::kError);
   EXPECT_NE(got.last[1].error.find("prompt"), std::string::npos);
+}
+
+TEST(Cell, ADrainingCellSaysSoAndTakesWhatWasOnItsWay) {
+  ScriptedLink link(options().limits);
+  Collected got;
+  RunningCell running(options(), link, got.callbacks());
+  Cell& cell = running.cell;
+  EXPECT_FALSE(cell.status().draining);
   cell.drain();
-  EXPECT_FALSE(cell.submit(make_request(2, 2, 5, kVocab)));
   EXPECT_TRUE(cell.status().draining);
+  ASSERT_TRUE(cell.submit(make_request(2, 2, 5, kVocab)));
+  EXPECT_TRUE(got.wait([&] { return got.last.contains(2); }));
+  EXPECT_EQ(got.last[2].finish, FinishReason::kLength);
 }
 
 TEST(Cell, AStepThatDoesNotEndFailsTheCellWithinTheDeadline) {

@@ -103,11 +103,74 @@ TEST_F(SupervisorTest, TheReasonThatRankZeroGaveIsKept) {
 TEST_F(SupervisorTest, StopIsPoliteFirst) {
   Supervisor supervisor(
       options("trap 'echo bye > $1/bye; exit 0' USR1; echo 'millrace-status ready'; "
-              "while :; do echo 'millrace-status beat'; sleep 0.05; done"));
+              "while :; do echo 'millrace-status beat 1 0 0'; sleep 0.05; done"));
   supervisor.start();
   ASSERT_TRUE(within(10s, [&] { return supervisor.status().phase == CellPhase::kReady; }));
   supervisor.stop();
   EXPECT_TRUE(fs::exists(folder + "/bye"));
+  EXPECT_EQ(starts(), 1U);
+}
+
+// What a rank 0 does that is ready and beats, with `trap` for its signals.
+std::string living(const std::string& trap) {
+  return trap +
+         "; echo 'millrace-status ready'; while :; do echo 'millrace-status beat 2 7 30'; sleep "
+         "0.05; done";
+}
+
+TEST_F(SupervisorTest, DrainLetsTheCellFinishAndStartsNoOther) {
+  Supervisor supervisor(
+      options(living("trap 'echo x > $1/told; sleep 0.3; echo x > $1/done; exit 0' USR2")));
+  supervisor.start();
+  ASSERT_TRUE(within(10s, [&] { return supervisor.status().beat == CellBeat{2, 7, 30}; }));
+  supervisor.drain(10s);
+  EXPECT_TRUE(within(10s, [&] { return fs::exists(folder + "/told"); }));
+  EXPECT_TRUE(supervisor.status().draining);
+  EXPECT_TRUE(within(10s, [&] { return supervisor.status().phase == CellPhase::kStopped; }));
+  EXPECT_TRUE(fs::exists(folder + "/done"));
+  EXPECT_FALSE(supervisor.status().cut);
+  EXPECT_EQ(supervisor.status().beat, CellBeat{});
+  EXPECT_EQ(starts(), 1U);
+}
+
+TEST_F(SupervisorTest, ADrainThatCutsSomethingSaysSo) {
+  {
+    Supervisor deaf(options(living("trap '' USR2")));
+    deaf.start();
+    ASSERT_TRUE(within(10s, [&] { return deaf.status().phase == CellPhase::kReady; }));
+    deaf.drain(100ms);
+    EXPECT_TRUE(within(10s, [&] { return deaf.status().phase == CellPhase::kStopped; }));
+    EXPECT_TRUE(deaf.status().cut);
+  }
+  Supervisor late(options(living("trap 'echo millrace-status failed 3 were cut; exit 0' USR2")));
+  late.start();
+  ASSERT_TRUE(within(10s, [&] { return late.status().phase == CellPhase::kReady; }));
+  late.drain(10s);
+  EXPECT_TRUE(within(10s, [&] { return late.status().phase == CellPhase::kStopped; }));
+  EXPECT_TRUE(late.status().cut);
+}
+
+TEST_F(SupervisorTest, DrainEndsAtOnceWhatIsNotReady) {
+  SupervisorOptions slow = options("exit 1");
+  slow.backoff_min = slow.backoff_max = 100s;
+  for (const SupervisorOptions& o : {options("exec sleep 1000"), slow}) {
+    Supervisor supervisor(o);
+    supervisor.start();
+    EXPECT_TRUE(within(10s, [&] { return starts() >= 1; }));
+    supervisor.drain(100s);
+    EXPECT_TRUE(within(10s, [&] { return supervisor.status().phase == CellPhase::kStopped; }));
+    EXPECT_FALSE(supervisor.status().cut);
+  }
+}
+
+TEST_F(SupervisorTest, StopHurriesADrain) {
+  Supervisor supervisor(options(living("trap '' USR2; trap 'exit 0' USR1")));
+  supervisor.start();
+  ASSERT_TRUE(within(10s, [&] { return supervisor.status().phase == CellPhase::kReady; }));
+  supervisor.drain(100s);
+  std::this_thread::sleep_for(200ms);
+  EXPECT_EQ(supervisor.status().phase, CellPhase::kReady);
+  supervisor.stop();
   EXPECT_EQ(starts(), 1U);
 }
 
@@ -143,6 +206,31 @@ TEST_F(SupervisorTest, ACellThatIsNeverReadyIsStartedAgain) {
   EXPECT_NE(supervisor.status().last_failure.find("not ready within 100 ms"), std::string::npos);
 }
 
+TEST_F(SupervisorTest, ACellHasAHomeWhateverTheEnvironment) {
+  const char* const before = std::getenv("HOME");
+  const std::string home = before == nullptr ? "" : before;
+  const auto seen = [&] {
+    fs::remove(folder + "/home");
+    Supervisor supervisor(
+        options("echo \"$HOME $2\" > $1/new; mv $1/new $1/home; exec sleep 1000"));
+    supervisor.start();
+    EXPECT_TRUE(within(10s, [&] { return fs::exists(folder + "/home"); }));
+    supervisor.stop();
+    std::ifstream file(folder + "/home");
+    std::string own;
+    std::string scratch;
+    file >> own >> scratch;
+    return own == scratch ? "the scratch folder" : own;
+  };
+  setenv("HOME", "/kept", 1);
+  EXPECT_EQ(seen(), "/kept");
+  unsetenv("HOME");
+  EXPECT_EQ(seen(), "the scratch folder");
+  setenv("HOME", "", 1);
+  EXPECT_EQ(seen(), "the scratch folder");
+  if (before != nullptr) setenv("HOME", home.c_str(), 1);
+}
+
 TEST_F(SupervisorTest, ACommandThatCannotRunSaysSo) {
   SupervisorOptions o = options("");
   o.command = [](std::uint64_t, const std::string&) {
@@ -157,12 +245,15 @@ TEST_F(SupervisorTest, ACommandThatCannotRunSaysSo) {
 TEST(StatusLine, RoundTrips) {
   using Kind = StatusLine::Kind;
   for (const StatusLine& line :
-       {StatusLine{Kind::kLoading, 0.25, ""}, StatusLine{Kind::kReady, 0, ""},
-        StatusLine{Kind::kBeat, 0, ""}, StatusLine{Kind::kFailed, 0, "a b"}}) {
+       {StatusLine{Kind::kLoading, 0.25, "", {}}, StatusLine{Kind::kReady, 0, "", {}},
+        StatusLine{Kind::kBeat, 0, "", {3, 12, 86'400'000}},
+        StatusLine{Kind::kFailed, 0, "a b", {}}}) {
     EXPECT_EQ(parse_status_line(format_status_line(line)), line);
   }
-  for (const char* text : {"", "hello", "millrace-status", "millrace-status nonsense",
-                           "millrace-status loading x", "millrace-status loading"}) {
+  for (const char* text :
+       {"", "hello", "millrace-status", "millrace-status nonsense", "millrace-status loading x",
+        "millrace-status loading", "millrace-status beat", "millrace-status beat 1 2",
+        "millrace-status beat 1 2 3 4", "millrace-status beat 1 -2 3"}) {
     EXPECT_FALSE(parse_status_line(text).has_value()) << text;
   }
 }

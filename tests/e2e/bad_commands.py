@@ -90,4 +90,10 @@ FLAGS = [
     (["bench", "--url", "nowhere"], 2, ["url", "http://"]),
     (["bench", "--concurrency", "0"], 2, ["--concurrency", "at least 1"]),
     (["worker"], 2, ["--config is required"]),
+    (["config", "--check", "/no/such.yaml"], 2, ["/no/such.yaml"]),
+    (["drain"], 2, ["--url is required"]),
+    (["drain", "--url", "nowhere"], 1, ["url", "http://"]),
+    (["drain", "--url", "http://127.0.0.1:70000"], 1, ["url", "70000"]),
+    (["drain", "--url", "http://127.0.0.1:1"], 1, ["url", "millrace-drain-1", "the server's user"]),
+    (["drain", "--url", "http://127.0.0.1:1", "--pause-ms", "-1"], 2, ["--pause-ms"]),
 ]

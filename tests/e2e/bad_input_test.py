@@ -444,6 +444,13 @@ class Configuration(CommandLine):
                     by_model = any(word in ("gateway.host", "1 to 10") for word in words)
                     self.refused(["serve", "--model", MODEL, "--config", str(path), "--set", "gateway.cell_port=0"],
                                  1 if by_model else 2, words)
+                    if not by_model:
+                        self.refused(["config", "--check", str(path)], 2, words)
+
+    def test_a_good_file_is_called_so(self):
+        path = str(pathlib.Path(bad_commands.__file__).parents[2] / "config" / "default.yaml")
+        result = subprocess.run([BIN, "config", "--check", path], capture_output=True, text=True, timeout=20)
+        self.assertEqual((result.returncode, result.stdout, result.stderr), (0, f"{path}: OK\n", ""))
 
     def test_an_empty_file_changes_nothing(self):
         with tempfile.NamedTemporaryFile(suffix=".yaml") as empty:

@@ -196,6 +196,10 @@ class Behaviour(unittest.TestCase):
             probe = objects["Deployment/demo-millrace-gateway"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
             self.assertEqual(probe["httpGet"]["path"], "/health/ready")
             self.assertGreaterEqual(probe["periodSeconds"] * probe["failureThreshold"], seconds)
+            objects = support.indexed(render("helm4", {"model": {"sizeGiB": size}}))
+            probe = objects["StatefulSet/demo-millrace-cell"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
+            self.assertEqual(probe["httpGet"]["path"], "/health/started")
+            self.assertGreater(probe["periodSeconds"] * probe["failureThreshold"], seconds + 60)  # the supervisor's own limit comes first
         self.assertEqual(yaml.safe_load(support.indexed(render("helm4", {"config": {"deadlines": {"load_ms": 5}}}))[
             "ConfigMap/demo-millrace-cell"]["data"]["cell.yaml"])["deadlines"]["load_ms"], 5)
 
@@ -214,10 +218,13 @@ class Behaviour(unittest.TestCase):
             config = support.indexed(render("helm4", {"cells": cells}))["ConfigMap/demo-millrace-cell"]["data"]["cell.yaml"]
             self.assertEqual(yaml.safe_load(config)["grid"]["threads_per_rank"], threads, (limits, requests, workers))
 
-    def test_drain_pauses_where_kubernetes_can(self):
-        for kube, pauses in (("1.29", False), ("1.30", True)):
-            pod = support.indexed(render("helm4", {}, kube=kube))["Deployment/demo-millrace-gateway"]["spec"]["template"]["spec"]
-            self.assertEqual(pod["containers"][0].get("lifecycle"), {"preStop": {"sleep": {"seconds": 5}}} if pauses else None)
+    def test_pods_drain_before_they_end(self):
+        values = {"config": {"deadlines": {"drain_ms": 20500}}, "gateway": {"port": 8080, "drain": {"preStopSeconds": 7}}}
+        objects = support.indexed(render("helm4", values, kube="1.28"))
+        for name, url, pause, limit in (("Deployment/demo-millrace-gateway", "http://127.0.0.1:8080", "7000", "38"),
+                                        ("StatefulSet/demo-millrace-cell", "http://127.0.0.1:7701", "0", "31")):
+            hook = objects[name]["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            self.assertEqual(hook, ["millrace", "drain", "--url", url, "--pause-ms", pause, "--timeout-s", limit])
 
     def test_devices_and_rdma_are_asked_for(self):
         objects = support.indexed(render("helm4", CHART / "ci" / "lws-moe-rdma-values.yaml"))

@@ -5,7 +5,8 @@ QUEUE = {"gateway": {"max_queued_requests": 1000000}}
 
 
 def _grace(milliseconds: int) -> dict:
-    return {"gateway": {"drain": {"terminationGracePeriodSeconds": min(90000, milliseconds // 1000 + 20)}}}
+    seconds = min(90000, milliseconds // 1000 + 20)
+    return {"gateway": {"drain": {"terminationGracePeriodSeconds": seconds}}, "cells": {"terminationGracePeriodSeconds": seconds}}
 
 
 def _cache(**fields) -> dict:
@@ -37,6 +38,9 @@ CONTEXTS = {
     "gateway.autoscaling.minReplicas": lambda v: {"gateway": {"autoscaling": {"enabled": True, "maxReplicas": 64}}},
     "gateway.autoscaling.maxReplicas": lambda v: {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 1}}},
     "gateway.autoscaling.targetCPUUtilizationPercentage": lambda v: {"gateway": {"autoscaling": {"enabled": True}}},
+    "cells.agentPort": lambda v: {},
+    "cells.healthPort": lambda v: {},
+    "cells.terminationGracePeriodSeconds": lambda v: {"config": {"deadlines": {"drain_ms": 0}}} if v > 10 else None,
     "cells.autoscaling.enabled": lambda v: {},
     "cells.autoscaling.minReplicas": lambda v: {"cells": {"autoscaling": {"enabled": True, "maxReplicas": 64}}, "config": QUEUE},
     "cells.autoscaling.maxReplicas": lambda v: {"cells": {"autoscaling": {"enabled": True, "minReplicas": 1}}, "config": QUEUE},
@@ -95,6 +99,7 @@ def refusals() -> list[tuple[str, dict]]:
     return [
         ("fullnameOverride: the objects' prefix", {"nameOverride": "x", "fullnameOverride": "", "release": "1st"}),
         ("gateway.cellPort:", {"gateway": {"cellPort": 8000}}),
+        ("cells.healthPort:", {"cells": {"healthPort": 7700}}),
         ("gateway.env: POD_NAME", {"gateway": {"env": [{"name": "POD_NAME", "value": "x"}]}}),
         ("cells.env: A is given twice", {"cells": {"env": [{"name": "A", "value": "x"}, {"name": "A", "value": "y"}]}}),
         ("cells.podLabels: app.kubernetes.io/name", {"cells": {"podLabels": {"app.kubernetes.io/name": "x"}}}),
@@ -115,6 +120,7 @@ def refusals() -> list[tuple[str, dict]]:
         ("gateway.drain.terminationGracePeriodSeconds: 90 must be more than 96",
          {"config": {"deadlines": {"drain_ms": 85500}}}),
         ("gateway.drain.terminationGracePeriodSeconds: 70 must be more than 70", {"gateway": {"drain": {"terminationGracePeriodSeconds": 70}}}),
+        ("cells.terminationGracePeriodSeconds: 70 must be more than 70", {"cells": {"terminationGracePeriodSeconds": 70}}),
         ("startup.readGiBPerSecond:", {"model": {"sizeGiB": 10000}, "startup": {"readGiBPerSecond": 0.1}}),
         ("gateway.autoscaling.minReplicas:", {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 9}}}),
         ("gateway.autoscaling: a share", {"gateway": {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}}}),

@@ -126,9 +126,15 @@ def pod_problems(where: str, template: dict, objects: list[dict]):
             yield f"{where}: added capabilities {own['capabilities']}"
         if c["command"] != ["millrace"]:
             yield f"{where}: something else than our own binary is run"
+        ports = {p["name"] for p in c.get("ports", [])}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             if probe in c and not c[probe].get("timeoutSeconds"):
                 yield f"{where}: {probe} without timeoutSeconds"
+            if probe in c and (c[probe].get("httpGet") or c[probe]["tcpSocket"])["port"] not in ports:
+                yield f"{where}: {probe} asks at a port that is not there"
+        hook = c.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["millrace"])
+        if hook[0] != "millrace":
+            yield f"{where}: its preStop is something else than our own binary"
     if not where.startswith("Pod/") and not any("checksum/config" in k for k in template["metadata"]["annotations"]):
         yield f"{where}: no checksum of its configuration"
     accounts = {o["metadata"]["name"] for o in objects if o["kind"] == "ServiceAccount"}

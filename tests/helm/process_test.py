@@ -10,14 +10,17 @@ import contextlib
 import http.client
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import unittest
+import urllib.request
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import support  # noqa: E402  (goes on in the venv)
@@ -79,6 +82,9 @@ class Pod:
         self.folder = release.folder / self.name
         self.host = release.address(self.name)
         self.log = release.folder / f"{self.name}.log"
+        self.tmp = release.folder / f"t{len(release.addresses)}"  # short: sockets lie in it
+        self.tmp.mkdir(exist_ok=True)
+        self.tmp.chmod(0o1777)
         self.process: subprocess.Popen | None = None
 
     def own(self, path: pathlib.Path, mode: int):
@@ -122,23 +128,35 @@ class Pod:
 
     def start(self):
         self.mount()
-        environment = {"PATH": os.environ["PATH"]}
+        environment = self.environment()
         for variable in self.container.get("env", []):
             environment[variable["name"]] = variable.get("value", self.name)  # the one reference is to the pod's name
         model = ["--set", f"model.path={ROOT / 'models' / 'sample'}"]
         for init in self.spec.get("initContainers", []):
             subprocess.run(self.run(init, model), check=True, capture_output=True, env=environment)
-        listens = self.container["args"][0] in ("gateway", "serve")
-        addresses = ["--set", f"gateway.host={self.host}", "--set", f"gateway.cell_host={self.host}"] if listens else []
+        fields = {"cell": ["cell.health_host"], "node-agent": []}.get(self.container["args"][0], ["gateway.host", "gateway.cell_host"])
+        addresses = [word for field in fields for word in ("--set", f"{field}={self.host}")]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(self.run(self.container, model + addresses), stdout=log, stderr=log,
                                             env=environment, start_new_session=True)
         return self
 
     def end(self) -> int:
-        """SIGTERM, and the grace period to end in."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(self.spec["terminationGracePeriodSeconds"])
+        """The preStop hook, if there is one, then SIGTERM; both within the grace period."""
+        deadline = time.monotonic() + self.spec["terminationGracePeriodSeconds"]
+        hook = self.container.get("lifecycle", {}).get("preStop")
+        if hook:
+            command = [a.replace("127.0.0.1", self.host) for a in hook["exec"]["command"][1:]]
+            result = subprocess.run([*self.inside(), BIN, *command], capture_output=True, text=True, env=self.environment(),
+                                    timeout=deadline - time.monotonic())
+            assert result.returncode == 0, result.stderr
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(deadline - time.monotonic())
+
+    def environment(self) -> dict[str, str]:
+        """Of a container: no home, as the user is in no passwd."""
+        return {"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp)}
 
     def kill(self):
         if self.process and self.process.poll() is None:
@@ -149,8 +167,8 @@ class Pod:
     def port(self, name: str) -> int:
         return next(p["containerPort"] for p in self.container["ports"] if p["name"] == name)
 
-    def get(self, path: str, limit_s: float = 2) -> int:
-        connection = http.client.HTTPConnection(self.host, self.port("http"), timeout=limit_s)
+    def get(self, path: str, limit_s: float = 2, port: str = "http") -> int:
+        connection = http.client.HTTPConnection(self.host, self.port(port), timeout=limit_s)
         try:
             connection.request("GET", path)
             return connection.getresponse().status
@@ -162,7 +180,16 @@ class Pod:
     def probe(self, kind: str) -> bool:
         probe = self.container[kind]
         assert self.process.poll() is None, self.log.read_text()[-3000:]
-        return 200 <= self.get(probe["httpGet"]["path"], probe["timeoutSeconds"]) < 400
+        if "tcpSocket" in probe:
+            return self.connects(self.port(probe["tcpSocket"]["port"]), probe["timeoutSeconds"])
+        return 200 <= self.get(probe["httpGet"]["path"], probe["timeoutSeconds"], probe["httpGet"]["port"]) < 400
+
+    def connects(self, port: int, limit_s: float) -> bool:
+        try:
+            socket.create_connection((self.host, port), limit_s).close()
+            return True
+        except OSError:
+            return False
 
     def wait(self, kind: str, limit_s: float):
         try:
@@ -184,9 +211,13 @@ class NodePod(Pod):
         script = f'mount --bind "$1" /dev/shm; hostname "$0"; shift; exec {self.as_user()} "$@"'
         return ["ip", "netns", "exec", self.node, "unshare", "--uts", "sh", "-ec", script, self.name, str(SHARED_MEMORY[self.node])]
 
-    def get(self, path: str, limit_s: float = 2) -> int:
+    def get(self, path: str, limit_s: float = 2, port: str = "http") -> int:
         with network_of(self.node):
-            return super().get(path, limit_s)
+            return super().get(path, limit_s, port)
+
+    def connects(self, port: int, limit_s: float) -> bool:
+        with network_of(self.node):
+            return super().connects(port, limit_s)
 
 
 class MultiNode(unittest.TestCase):
@@ -226,6 +257,9 @@ class MultiNode(unittest.TestCase):
             self.addCleanup(pod.kill)
             pod.start()
         gateway, leader, agent = pods.values()
+        agent.wait("readinessProbe", 30)
+        for probe in ("startupProbe", "readinessProbe"):
+            leader.wait(probe, 60)
         gateway.wait("readinessProbe", 60)
         ranks = [p for p in processes_in(OTHER) if command_line(p)[1:2] == ["worker"]]
         self.assertEqual(len(ranks), 2)
@@ -240,7 +274,10 @@ class MultiNode(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
 
         self.assertEqual(agent.end(), 0)
-        wait_for("not ready", lambda: not gateway.probe("readinessProbe"), 30)
+        for pod in (gateway, leader):
+            wait_for("not ready", lambda: not pod.probe("readinessProbe"), 30)
+        self.assertTrue(leader.probe("livenessProbe"))
+        self.assertNotIn("handshake", agent.log.read_text())  # probes are no strangers
         agent.start()
         gateway.wait("readinessProbe", 90)
         for pod in (leader, agent, gateway):
@@ -270,6 +307,11 @@ class Processes(unittest.TestCase):
         self.pods.append(Pod(*arguments))
         return self.pods[-1].start()
 
+    @staticmethod
+    def metrics(gateway: Pod) -> bytes:
+        with urllib.request.urlopen(f"http://{gateway.host}:{gateway.port('http')}/metrics", timeout=5) as response:
+            return response.read()
+
     def helm_test(self, release: Release, gateway: Pod):
         container = release.objects["Pod/demo-millrace-test"]["spec"]["containers"][0]
         url = container["args"].index("--url") + 1
@@ -298,7 +340,11 @@ class Processes(unittest.TestCase):
             self.assertTrue(gateway.probe("livenessProbe"))
             self.assertFalse(gateway.probe("readinessProbe"))  # no cell yet
         cell = self.pod(release, "StatefulSet/demo-millrace-cell", 0)
-        release.publish(gateways)  # the cell may look the name up before it means anything
+        cell.wait("startupProbe", 60)
+        self.assertTrue(cell.probe("livenessProbe"))
+        self.assertFalse(cell.probe("readinessProbe"))
+        release.publish(gateways)  # the cell has looked the name up before it means anything
+        cell.wait("readinessProbe", 30)
         for gateway in gateways:
             gateway.wait("readinessProbe", 60)
             self.helm_test(release, gateway)
@@ -314,8 +360,13 @@ class Processes(unittest.TestCase):
             self.assertTrue(gateway.probe("readinessProbe"))
             self.helm_test(release, gateway)
 
-        # The cell's pod is deleted and made again.
+        # The cell's pod is deleted, while it works, and made again.
+        url = f"http://{gateways[0].host}:{gateways[0].port('http')}"
+        work = subprocess.Popen([BIN, "bench", "--url", url, "--prompt", "text", "--num-prompts", "4", "--concurrency", "4",
+                                 "--input-len", "16", "--output-len", "400", "--timeout", "90"], stdout=subprocess.DEVNULL)
+        wait_for("work", lambda: re.search(rb"^vllm:num_requests_running\{[^}]*\} 4$", self.metrics(gateways[0]), re.M), 30)
         self.assertEqual(cell.end(), 0)
+        self.assertEqual(work.wait(60), 0)
         for gateway in gateways:
             wait_for("not ready", lambda: not gateway.probe("readinessProbe"), 30)
             self.assertTrue(gateway.probe("livenessProbe"))

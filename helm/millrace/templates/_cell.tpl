@@ -58,7 +58,6 @@ spec:
           valueFrom:
             fieldRef:
               fieldPath: metadata.name
-        {{- include "millrace.home" . | nindent 8 }}
         {{- with $cells.env }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -67,13 +66,47 @@ spec:
         - name: agent
           containerPort: {{ int $cells.agentPort }}
           protocol: TCP
-      {{- /* Once: the agent logs a connection that shows no secret. Later its leader watches it. */}}
-      startupProbe:
+      readinessProbe:
         tcpSocket:
           port: agent
+        periodSeconds: 5
+        timeoutSeconds: 2
+        failureThreshold: 2
+      livenessProbe:
+        tcpSocket:
+          port: agent
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 3
+      {{- else }}
+      ports:
+        - name: health
+          containerPort: {{ int $cells.healthPort }}
+          protocol: TCP
+      {{- /* The supervisor's own limit, deadlines.load_ms, comes first: it knows more, and starts the ranks again by itself. */}}
+      startupProbe:
+        httpGet:
+          path: /health/started
+          port: health
+        periodSeconds: 5
+        timeoutSeconds: 5
+        failureThreshold: {{ add 1 (div (add 60 (include "millrace.startupSeconds" $root | int64)) 5) }}
+      readinessProbe:
+        httpGet:
+          path: /health/ready
+          port: health
         periodSeconds: 2
         timeoutSeconds: 2
-        failureThreshold: 30
+        failureThreshold: 2
+      livenessProbe:
+        httpGet:
+          path: /health/live
+          port: health
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 3
+      lifecycle:
+        {{- include "millrace.drainHook" (list $root $cells.healthPort 0) | nindent 8 }}
       {{- end }}
       resources:
         {{- include "millrace.cellResources" $root | nindent 8 }}
@@ -136,10 +169,4 @@ affinity:
             app.kubernetes.io/component: cell
   {{- end }}
 {{- end }}
-{{- end -}}
-
-{{/* Pacing of roll-outs in seconds. */}}
-{{- define "millrace.cellMinReady" -}}
-{{- $given := .Values.cells.minReadySeconds -}}
-{{- ternary (div (include "millrace.startupSeconds" . | int64) 10) $given (kindIs "invalid" $given) | int64 -}}
 {{- end -}}

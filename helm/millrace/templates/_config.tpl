@@ -74,7 +74,8 @@ logging:
 {{- define "millrace.cellConfig" -}}
 {{- $full := include "millrace.fullname" . -}}
 {{- $gateways := printf "%s-gateway-cells.%s.svc.%s.:%d" $full .Release.Namespace .Values.clusterDomain (int .Values.gateway.cellPort) -}}
-{{- $own := dict "cell" (dict "gateways" (list $gateways)) "logging" (dict "format" "json") -}}
+{{- $cell := dict "gateways" (list $gateways) "health_host" "0.0.0.0" "health_port" (int64 .Values.cells.healthPort) -}}
+{{- $own := dict "cell" $cell "logging" (dict "format" "json") -}}
 {{- if gt (int .Values.cells.nodes) 1 -}}
 {{- $_ := set $own "node_agent" (dict "port" (int64 .Values.cells.agentPort) "secret_file" "/etc/millrace/secrets/node-agent/secret") -}}
 {{- end -}}

@@ -41,10 +41,25 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 command: [millrace]
 {{- end -}}
 
-{{/* mpirun crashes when it finds a home folder neither here nor in /etc/passwd, where this user is not. */}}
-{{- define "millrace.home" -}}
-- name: HOME
-  value: /tmp
+{{/* Seconds that running requests have to finish. */}}
+{{- define "millrace.drainSeconds" -}}
+{{- divf (dig "deadlines" "drain_ms" 60000 .Values.config) 1000 | ceil | int -}}
+{{- end -}}
+
+{{/* list of root, port, and seconds for which new work is still taken. Returns when all that runs has finished. */}}
+{{- define "millrace.drainHook" -}}
+{{- $pause := index . 2 | int -}}
+preStop:
+  exec:
+    command:
+      - millrace
+      - drain
+      - --url
+      - http://127.0.0.1:{{ index . 1 | int }}
+      - --pause-ms
+      - {{ mul 1000 $pause | quote }}
+      - --timeout-s
+      - {{ add $pause (include "millrace.drainSeconds" (index . 0) | int) 10 | quote }}
 {{- end -}}
 
 {{/* list of root and the component's values. */}}

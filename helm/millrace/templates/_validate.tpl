@@ -17,8 +17,11 @@
 {{- if eq .Values.gateway.port .Values.gateway.cellPort -}}
 {{- fail "gateway.cellPort: must differ from gateway.port" -}}
 {{- end -}}
+{{- if eq .Values.cells.healthPort .Values.cells.agentPort -}}
+{{- fail "cells.healthPort: must differ from cells.agentPort" -}}
+{{- end -}}
 {{- range $component := list "gateway" "cells" -}}
-{{- $seen := list "POD_NAME" "HOME" -}}
+{{- $seen := list "POD_NAME" -}}
 {{- range (index $.Values $component).env -}}
 {{- if has .name $seen -}}
 {{- fail (printf "%s.env: %s is given twice, or is the chart's own" $component .name) -}}
@@ -78,10 +81,14 @@
 
 {{- define "millrace.validateTimes" -}}
 {{- $drain := .Values.gateway.drain -}}
-{{- $drainSeconds := divf (dig "deadlines" "drain_ms" 60000 .Values.config) 1000 | ceil | int -}}
+{{- $drainSeconds := include "millrace.drainSeconds" . | int -}}
 {{- $needed := add (int $drain.preStopSeconds) $drainSeconds 5 | int -}}
 {{- if le (int $drain.terminationGracePeriodSeconds) $needed -}}
 {{- fail (printf "gateway.drain.terminationGracePeriodSeconds: %d must be more than %d: preStopSeconds %d + config.deadlines.drain_ms %d s + 5, or streams are cut" (int $drain.terminationGracePeriodSeconds) $needed (int $drain.preStopSeconds) $drainSeconds) -}}
+{{- end -}}
+{{- $cellGrace := int .Values.cells.terminationGracePeriodSeconds -}}
+{{- if and (eq .Values.mode "cluster") (le $cellGrace (add $drainSeconds 10 | int)) -}}
+{{- fail (printf "cells.terminationGracePeriodSeconds: %d must be more than %d: config.deadlines.drain_ms %d s + 10, or what runs is cut" $cellGrace (add $drainSeconds 10 | int) $drainSeconds) -}}
 {{- end -}}
 {{- if gt (include "millrace.startupSeconds" . | int64) 86400 -}}
 {{- fail "startup.readGiBPerSecond: the start-up budget must be at most a day" -}}

@@ -159,7 +159,7 @@ EXPERTS = Dashboard("millrace-experts", "Millrace / Experts", "Which experts and
               kind="heatmap", width=12, height=10),
         Panel("Share of rows by lane", "Of all rows of a cell. Even: one over the number of lanes.",
               [Query(f"sum by (cell, lane) ({cell_rate(ROWS, LANES)}) / ignoring (lane) group_left () (sum by (cell) ({cell_rate(ROWS, LANES)}) > 0)",
-                     "{{cell}} lane {{lane}}")], unit="percentunit", stack=True, high=1, width=12, height=10),
+                     "{{cell}} lane {{lane}}")], unit="percentunit", high=1, width=12, height=10),
         Panel("Rows per second", "All layers together: tokens times experts per token times MoE layers.",
               [Query(f"sum by (cell) ({cell_rate(ROWS, LANES)})", "{{cell}}")], width=12),
         Panel("Rows of a step by layer", "Rows per finished step, mean over layers: how full the experts' products are.",
@@ -174,9 +174,10 @@ WAIT = "millrace_worker_pipeline_wait_seconds_total"
 STEPS = f"(sum by ({CELL}) ({cell_rate('millrace_step_seconds_count')}) > 0)"
 
 
-def share(part: str, legend: str) -> Query:
-    """Of the time that a cell's workers spend in steps."""
-    return Query(f"sum by (cell) ({part}) / (sum by (cell) ({cell_rate(STEP, WORKER)}) > 0)", legend)
+def share(part: str, legend: str, by: str = "") -> Query:
+    """Of the time that workers spend in steps."""
+    total = f"sum by ({by})" if by else "sum"
+    return Query(f"{total} ({part}) / ({total} ({cell_rate(STEP, WORKER)}) > 0)", legend)
 
 
 def per_step(part: str, by: str) -> str:
@@ -196,9 +197,9 @@ EXCHANGE_BOARD = Dashboard(
             spread("Step time, spread", "millrace_step_seconds", "Steps by their time: decode steps and prefill chunks show as two bands."),
             Panel("Tokens of a step", "Prefill and decode together. Few tokens in a slow step: something else than work takes the time.",
                   quantiles("vllm:iteration_tokens_total", (0.5, 0.95))),
-            Panel("Where step time goes", "Share of the workers' time in steps: exchange, wait for the stage before, and the rest, which is computing.",
-                  [share(cell_rate(EXCHANGE, WORKER), "{{cell}} exchange"), share(cell_rate(WAIT, WORKER), "{{cell}} stage wait"),
-                   share(f"({cell_rate(STEP, WORKER)} - {cell_rate(EXCHANGE, WORKER)} - {cell_rate(WAIT, WORKER)})", "{{cell}} computing")],
+            Panel("Where step time goes", "Share of the time in steps of all chosen workers: exchange, wait for the stage before, and the rest, which is computing.",
+                  [share(cell_rate(EXCHANGE, WORKER), "exchange"), share(cell_rate(WAIT, WORKER), "stage wait"),
+                   share(f"({cell_rate(STEP, WORKER)} - {cell_rate(EXCHANGE, WORKER)} - {cell_rate(WAIT, WORKER)})", "computing")],
                   unit="percentunit", stack=True, high=1),
             Panel("Busy share", "Share of time with a step under way. Near 1: the cell is the limit; far below with a queue: something before it is.",
                   [Query(cell_rate("millrace_cell_busy_seconds_total"), "{{cell}}")], unit="percentunit", high=1),
@@ -210,7 +211,7 @@ EXCHANGE_BOARD = Dashboard(
             Panel("Gap to the slowest lane", "Time of a step that the fastest lane of a stage waits for the slowest one: the longest exchange less the shortest.",
                   [Query(LANE_GAP, "{{cell}} stage {{stage}}")], unit="s", width=12),
             Panel("Share of the exchange", "Of the workers' time in steps, waits for slower lanes included.",
-                  [share(cell_rate(EXCHANGE, WORKER), "{{cell}}")], unit="percentunit", high=1, width=12,
+                  [share(cell_rate(EXCHANGE, WORKER), "{{cell}}", "cell")], unit="percentunit", high=1, width=12,
                   steps=[(None, OK), (0.3, WATCH), (0.5, BAD)]),
             Panel("Share of the exchange by lane", "Lanes of a stage side by side: the lowest is the one that others wait for.",
                   [Query(f"sum by (cell, stage, lane) ({cell_rate(EXCHANGE, WORKER)}) / (sum by (cell, stage, lane) ({cell_rate(STEP, WORKER)}) > 0)",
@@ -271,7 +272,7 @@ STATE = Dashboard("millrace-state", "Millrace / State", "What sequences occupy i
 CELLS_BOARD = Dashboard("millrace-cells", "Millrace / Cells", "Health and history of cells and gateways.", [
     Row("Now", [
         Panel("Cells", "One line a cell. Workers is 0 while it is away; its heartbeat's age then goes on, until it says Goodbye.",
-              [Query(f"max by (cell) (millrace_cell_workers{{{CELLS}}})", "Workers"), Query(f"max by (cell) (millrace_cell_epoch{{{CELLS}}})", "Epoch"),
+              [Query(f"max by (cell) (millrace_cell_workers{{{CELLS}}})", "Workers"), Query(f"time() - max by (cell) (millrace_cell_epoch{{{CELLS}}}) / 1000", "Up, s"),
                Query(f"max by (cell) (millrace_cell_heartbeat_age_seconds{{{CELLS}}})", "Heard, s ago"),
                Query(f"max by (cell) (millrace_cell_restarts_total{{{CELLS}}})", "Restarts"),
                Query(f"max by (cell) (millrace_cell_losses_total{{{CELLS}}})", "Losses"),
@@ -289,7 +290,8 @@ CELLS_BOARD = Dashboard("millrace-cells", "Millrace / Cells", "Health and histor
               [Query(cell_gauge("millrace_cell_workers"), "{{cell}}")]),
     ]),
     Row("History", [
-        Panel("Epochs", "A cell's epoch grows with each of its starts.", [Query(cell_gauge("millrace_cell_epoch"), "{{cell}}")], low=None),
+        Panel("Time since the last start", "Of each cell, from its epoch, which is the time of its start in milliseconds.",
+              [Query(f"time() - {cell_gauge('millrace_cell_epoch')} / 1000", "{{cell}}")], unit="s"),
         Panel("Restarts within an hour", "Times that a cell came back with a higher epoch.",
               [Query(f"max by (cell) (increase(millrace_cell_restarts_total{{{CELLS}}}[1h]))", "{{cell}}")], steps=[(None, OK), (2.5, BAD)]),
         Panel("Losses within an hour", "Times that a cell went away without a Goodbye.",

@@ -135,6 +135,14 @@ class Dashboards(unittest.TestCase):
                     wanted = {("cluster", "=~", "$cluster"), ("namespace", "=~", "$namespace"), ("job", "=~", "$job")}
                     self.assertLessEqual(wanted, set(s.matchers), where)
 
+    def test_each_has_a_picture_in_the_docs(self):
+        page = (ROOT / "docs" / "dashboards.md").read_text()
+        pictures = {name: ROOT / "docs" / "images" / f"dashboard-{name}.png" for name in BOARDS}
+        for name, path in pictures.items():
+            self.assertTrue(path.exists(), name)
+            self.assertIn(f"](images/{path.name})", page)
+        self.assertLess(sum(path.stat().st_size for path in pictures.values()), 1 << 20)
+
     def test_they_fit_a_config_map(self):
         for path in (CHART / "dashboards").glob("*.json"):
             self.assertLess(path.stat().st_size, 100_000, path.name)

@@ -250,7 +250,7 @@ class Pod(threading.Thread):
         text = f"127.0.0.1 localhost\n{self.sandbox.address} {self.spec.get('hostname', self.name)}\n"
         for address, name in lines:
             short = [name[:-len(suffix) - 1] for suffix in search if name.endswith("." + suffix)]
-            text += " ".join([address, name, *short]) + "\n"
+            text += " ".join([address, name, name + ".", *short]) + "\n"  # the dot: as it stands, without the search list
         data = text.encode()
         if not path.exists() or path.read_bytes() != data:
             with open(path, "r+b" if path.exists() else "wb") as file:  # the same file: it is mounted

@@ -194,18 +194,20 @@ class CellLife(unittest.TestCase):
 
     def test_only_the_servers_user_may_drain(self):
         gateway, cell = self.both()
-        for server in (gateway, cell):
+        tokens = {server: pathlib.Path(self.folder) / f"millrace-drain-{server.port}" for server in (gateway, cell)}
+        for server, token in tokens.items():
             for headers in ({}, {"Authorization": "Bearer 0"}):
                 with contextlib.closing(server.connect()) as connection:
                     connection.request("POST", "/drain", "{}", {"Content-Type": "application/json", **headers})
                     self.assertEqual(connection.getresponse().status, 403)
-            token = pathlib.Path(self.folder) / f"millrace-drain-{server.port}"
             self.assertEqual(token.stat().st_mode & 0o777, 0o600)
             with contextlib.closing(server.connect()) as connection:
                 connection.request("POST", "/drain?pause_ms=-1", "{}", {
                     "Content-Type": "application/json", "Authorization": "Bearer " + token.read_text()})
                 self.assertEqual(connection.getresponse().status, 400)
-            wait_for("not drained", lambda: server.probe("ready")[0] == 200)
+        for server in tokens:  # the cell's status is a second old at most
+            wait_for("not drained", lambda server=server: server.probe("ready")[0] == 200)
+        for server, token in tokens.items():
             self.assertEqual(server.end(), 0)
             self.assertFalse(token.exists())
 

@@ -124,8 +124,8 @@ def pod_problems(where: str, template: dict, objects: list[dict]):
             yield f"{where}: {own}"
         if own["capabilities"].get("add", []) != (["IPC_LOCK"] if rdma else []):
             yield f"{where}: added capabilities {own['capabilities']}"
-        if c["command"] != ["millrace"]:
-            yield f"{where}: something else than our own binary is run"
+        if c["command"] != ["tini", "--", "millrace"]:
+            yield f"{where}: something else than our own binary is run, or as process 1"
         ports = {p["name"] for p in c.get("ports", [])}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             if probe in c and not c[probe].get("timeoutSeconds"):

@@ -67,6 +67,12 @@ void touch_open_series(Exporter& e) {
   e.counter<Metric::kCellRestarts>("a").add();
   e.counter<Metric::kCellLosses>("a").add();
   e.gauge<Metric::kCellHeartbeatAge>("a").set(0.5);
+  e.gauge<Metric::kCellWorkers>("a").set(4);
+  e.gauge<Metric::kCellSlots>("a").set(32);
+  e.gauge<Metric::kCellSlotsUsed>("a").set(2);
+  e.gauge<Metric::kCellWaiting>("a").set(0);
+  e.gauge<Metric::kCellKvTokens>("a").set(65'536);
+  e.gauge<Metric::kCellKvTokensUsed>("a").set(512);
   e.counter<Metric::kCellSteps>("a").add();
   e.histogram<Metric::kStepTime>("a").observe(0.01);
   e.counter<Metric::kCellBusy>("a").add();

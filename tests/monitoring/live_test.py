@@ -60,8 +60,8 @@ class Live(unittest.TestCase):
             wait_for(condition, lambda: cls.prometheus.query(condition), 120)
 
     def assertData(self, expr: str, where: str, **parameters):
-        found = self.prometheus.query(expr, **parameters)
-        self.assertTrue(found, f"{where}: no data for {expr}")
+        # Rules need two scrapes and an evaluation.
+        found = wait_for(f"{where}: data for {expr}", lambda: self.prometheus.query(expr, **parameters), 30)
         for series in found:
             self.assertTrue(math.isfinite(float(series["value"][1])), f"{where}: {series} for {expr}")
         return found
@@ -136,8 +136,7 @@ class Live(unittest.TestCase):
         self.assertEqual(len(marks), 2)
         for expr in marks:
             self.assertData(panel_expression(expr), "annotation")
-        firing = {a["metric"]["alertname"] for a in self.prometheus.query('ALERTS{alertstate="firing"}')}
-        self.assertIn("MillraceCellLostSequences", firing)
+        wait_for("the alert", lambda: self.prometheus.query('ALERTS{alertstate="firing", alertname="MillraceCellLostSequences"}'), 30)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ securityContext:
 {{- define "millrace.container" -}}
 image: {{ include "millrace.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
-command: [millrace]
+command: [tini, --, millrace]  # process 1 reaps what mpirun leaves
 {{- end -}}
 
 {{/* Seconds that running requests have to finish. */}}

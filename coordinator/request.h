@@ -106,6 +106,8 @@ struct CellTelemetry {
     std::uint64_t step_ns = 0;
     std::uint64_t exchange_ns = 0;
     std::uint64_t pipeline_wait_ns = 0;
+    std::uint32_t first_moe_layer = 0;  // number in the model of its stage's first MoE layer
+    std::uint32_t moe_layers = 0;
     bool operator==(const Worker&) const = default;
   };
   struct ExpertLoad {

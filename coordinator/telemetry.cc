@@ -118,8 +118,8 @@ CellTelemetry Telemetry::snapshot() const {
   const std::lock_guard lock(mutex_);
   CellTelemetry out = data_;
   for (const auto& [place, report] : latest_) {
-    out.workers.push_back(
-        {report.stage, report.lane, report.step_ns, report.exchange_ns, report.pipeline_wait_ns});
+    out.workers.push_back({report.stage, report.lane, report.step_ns, report.exchange_ns,
+                           report.pipeline_wait_ns, report.first_moe_layer, report.moe_layers});
     const std::size_t slots = report.expert_rows.size() / std::max(1U, report.moe_layers);
     for (std::uint32_t i = 0; i < report.moe_layers; ++i) {
       std::uint64_t rows = 0;

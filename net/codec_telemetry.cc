@@ -7,7 +7,7 @@ namespace millrace::net {
 namespace {
 
 constexpr std::size_t kPhaseBytes = 4 + 4;
-constexpr std::size_t kWorkerBytes = 4 + 4 + 3 * 8;
+constexpr std::size_t kWorkerBytes = 4 + 4 + 3 * 8 + 4 + 4;
 constexpr std::size_t kLoadBytes = 4 + 4 + 8;
 constexpr std::size_t kImbalanceBytes = 4 + 4 + 4;
 
@@ -47,6 +47,8 @@ void encode(const CellTelemetry& v, Bytes& out) {
     w.u64(worker.step_ns);
     w.u64(worker.exchange_ns);
     w.u64(worker.pipeline_wait_ns);
+    w.u32(worker.first_moe_layer);
+    w.u32(worker.moe_layers);
   }
   w.count(v.expert_load.size());
   for (const auto& load : v.expert_load) {
@@ -80,6 +82,8 @@ Result<void> decode(ByteView in, CellTelemetry& out) {
     worker.step_ns = r.u64("workers.step_ns");
     worker.exchange_ns = r.u64("workers.exchange_ns");
     worker.pipeline_wait_ns = r.u64("workers.pipeline_wait_ns");
+    worker.first_moe_layer = r.u32("workers.first_moe_layer");
+    worker.moe_layers = r.u32("workers.moe_layers");
   }
   out.expert_load.resize(r.count("expert_load", kLoadBytes));
   for (auto& load : out.expert_load) {

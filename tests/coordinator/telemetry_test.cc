@@ -67,6 +67,9 @@ TEST(Telemetry, LoadAndImbalanceOfAWindow) {
   EXPECT_EQ(s.expert_load[0], (CellTelemetry::ExpertLoad{7, 0, 40}));
   EXPECT_EQ(s.expert_load[1], (CellTelemetry::ExpertLoad{8, 0, 2}));
   EXPECT_EQ(s.expert_load[2], (CellTelemetry::ExpertLoad{7, 1, 40}));
+  ASSERT_EQ(s.workers.size(), 2U);
+  EXPECT_EQ(s.workers[1].first_moe_layer, 7U);
+  EXPECT_EQ(s.workers[1].moe_layers, 2U);
   // The next window: layer 7 gets all its rows on lane 1's first expert, layer 8 none.
   t.note_report(report(1, 1, {120, 20, 1, 1}, 2, 0), later + Telemetry::kWindow);
   const CellTelemetry next = t.snapshot();

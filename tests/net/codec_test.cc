@@ -46,7 +46,8 @@ std::vector<TokenEvent> sample_events() {
            .stop_token = true}};
 }
 
-const Hello kHello{{"cell-a", 9, "sha256:abc", 32768, 256, 1'000'000, 2, 4, 32, "bfloat16"}, "secret"};
+const Hello kHello{{"cell-a", 9, "sha256:abc", 32768, 256, 1'000'000, 2, 4, 32, "bfloat16"},
+                   "secret"};
 const PromptLogprobsEvent kPrompt{
     8, {{1, -1.0F}, {2, -2.0F}}, {{{1, -1.0F}}, {{3, -0.5F}, {2, -2.0F}}}};
 CellTelemetry sample_telemetry() {
@@ -58,7 +59,7 @@ CellTelemetry sample_telemetry() {
   t.step_seconds.sum = 1.5;
   t.step_tokens.counts.assign(describe(Metric::kIterationTokens).buckets.size() + 1, 4);
   t.step_tokens.sum = 40;
-  t.workers = {{0, 0, 1, 2, 3}, {1, 1, 4, 5, 6}};
+  t.workers = {{0, 0, 1, 2, 3, 0, 0}, {1, 1, 4, 5, 6, 2, 7}};
   t.expert_load = {{2, 0, 100}, {2, 1, 90}};
   t.imbalance = {{2, 1.5F, 1.05F}};
   return t;

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <set>
 #include <sstream>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -81,6 +82,16 @@ void Histogram::add(std::span<const std::uint64_t> counts, double sum) const {
   if (histogram_ == nullptr) return;
   std::vector<double> increments(counts.begin(), counts.end());
   histogram_->ObserveMultiple(increments, sum);
+}
+
+std::vector<std::uint64_t> Histogram::counts() const {
+  std::vector<std::uint64_t> out;
+  if (histogram_ == nullptr) return out;
+  std::uint64_t below = 0;
+  for (const auto& bucket : histogram_->Collect().histogram.bucket) {
+    out.push_back(bucket.cumulative_count - std::exchange(below, bucket.cumulative_count));
+  }
+  return out;
 }
 
 struct Exporter::Impl {

@@ -10,10 +10,12 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "monitoring/catalogue.h"
 
@@ -56,6 +58,9 @@ class Histogram {
   // Many observations at once: counts[i] between bounds i - 1 and i of the catalogue, and one count
   // above all bounds; `sum` of their values.
   void add(std::span<const std::uint64_t> counts, double sum) const;
+  // What has been observed so far, in the form that add() takes; empty for a default-constructed
+  // handle.
+  std::vector<std::uint64_t> counts() const;
 
  private:
   friend class Exporter;

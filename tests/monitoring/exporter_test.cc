@@ -114,6 +114,19 @@ TEST(Catalogue, NamesAndHelpFollowPrometheusRules) {
   }
 }
 
+TEST(Exporter, AHistogramTellsItsCountsInTheFormThatItTakes) {
+  Exporter exporter({.model_name = "m"});
+  const Histogram h = exporter.histogram<Metric::kRequestParamsN>();  // bounds 1 2 5 10 20
+  h.observe(1);
+  h.observe(3);
+  h.observe(4);
+  h.observe(99);
+  EXPECT_EQ(h.counts(), (std::vector<std::uint64_t>{1, 0, 2, 0, 0, 1}));
+  h.add(h.counts(), 0);
+  EXPECT_EQ(h.counts(), (std::vector<std::uint64_t>{2, 0, 4, 0, 0, 2}));
+  EXPECT_TRUE(Histogram().counts().empty());
+}
+
 TEST(Exporter, RendersExactlyTheCatalogue) {
   Exporter exporter({.model_name = "LiquidAI/LFM2-24B-A2B"});
   touch_open_series(exporter);
@@ -216,7 +229,7 @@ TEST(Exporter, ManyObservationsAtOnce) {
   Exporter exporter({.model_name = "m"});
   const Histogram histogram = exporter.histogram<Metric::kStepTime>("a");
   std::vector<std::uint64_t> counts(describe(Metric::kStepTime).buckets.size() + 1);
-  counts[1] = 3;     // (0.0005, 0.001]
+  counts[1] = 3;      // (0.0005, 0.001]
   counts.back() = 2;  // above all
   histogram.add(counts, 60.5);
   histogram.observe(0.0007);

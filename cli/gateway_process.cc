@@ -37,6 +37,8 @@ class HttpMetrics final : public net::ApiObserver {
 
 net::GatewayConfig gateway_config(const ClusterConfig& c, const std::string& fingerprint) {
   net::GatewayConfig g;
+  g.model_name = c.model.served_name;
+  g.version = "0.1.0";
   g.cells.listen_address = c.gateway.cell_host;
   g.cells.port = static_cast<std::uint16_t>(c.gateway.cell_port);
   g.cells.model_fingerprint = fingerprint;
@@ -125,9 +127,10 @@ Result<std::unique_ptr<GatewayProcess>> GatewayProcess::start(boost::asio::io_co
   api.more_routes = [&order, process = p.get()](net::HttpRouter& router) {
     order.add_route(router, [process] { return process->drain_progress(); });
   };
-  p->api_ = std::make_unique<net::ApiServer>(io.get_executor(), std::move(api), p->text_.tokenizer,
-                                             chat, *p->gateway_, p->observer_.get(),
-                                             [exporter] { return exporter->render(); });
+  net::Gateway* source = p->gateway_.get();
+  p->api_ = std::make_unique<net::ApiServer>(
+      io.get_executor(), std::move(api), p->text_.tokenizer, chat, *p->gateway_, p->observer_.get(),
+      [exporter] { return exporter->render(); }, [source] { return source->status_text(); });
   if (auto port = p->api_->start(); !port) {
     p->gateway_->stop();
     Error error = port.error();

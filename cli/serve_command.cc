@@ -164,7 +164,8 @@ asio::awaitable<void> announce_when_ready(GatewayProcess& gateway, std::string u
     co_await timer.async_wait(asio::use_awaitable);
   }
   fmt::print(
-      "\nMillrace serves {0} at {1}\n\n  curl {1}/v1/chat/completions -H 'Content-Type: "
+      "\nMillrace serves {0} at {1}\nStatus page: {1}/status\n\n  curl {1}/v1/chat/completions -H "
+      "'Content-Type: "
       "application/json' "
       "-d '{{\"model\": \"{0}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Tell me about "
       "the "

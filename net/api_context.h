@@ -21,6 +21,7 @@ struct ApiContext {
   Engine& engine;
   ApiObserver* observer;  // never null
   ApiServer::MetricsText metrics;
+  ApiServer::StatusText status;
   TextContext text;
   ParseContext parse;
   ApiKeys keys;
@@ -46,5 +47,8 @@ boost::asio::awaitable<void> handle_generate(ApiContext& context, bool chat, Htt
 
 // api_routes.cc: everything else, added to the router.
 void add_other_routes(ApiContext& context, HttpRouter& router);
+
+// api_status.cc: the status page and its data.
+void add_status_routes(ApiContext& context, HttpRouter& router);
 
 }  // namespace millrace::net

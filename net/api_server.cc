@@ -24,8 +24,10 @@ bool is_json(std::string_view type) {
          boost::beast::iequals({type.data(), type.size()}, std::string_view("application/json"));
 }
 
+// The status page is the same for everybody: it asks for a key when its data needs one.
 bool open_to_all(const ApiContext& context, const std::string& path) {
-  return path == "/health" || path.starts_with("/health/") || path == "/drain" ||
+  return path == "/health" || path.starts_with("/health/") || path == "/drain" || path == "/" ||
+         path == "/status" || path.starts_with("/status/") ||
          (path == "/metrics" && !context.config.guard_metrics);
 }
 
@@ -44,7 +46,8 @@ std::optional<HttpFailure> admit(const ApiContext& context, const HttpRequest& r
 
 std::unique_ptr<ApiContext> make_context(ApiConfig config, const text::Tokenizer& tokenizer,
                                          const text::ChatTemplate* chat_template, Engine& engine,
-                                         ApiObserver* observer, ApiServer::MetricsText metrics) {
+                                         ApiObserver* observer, ApiServer::MetricsText metrics,
+                                         ApiServer::StatusText status) {
   static ApiObserver silent;
   CHECK(!config.model_names.empty(), "no model name");
   if (config.limits.vocab_size == 0) config.limits.vocab_size = tokenizer.vocab_size();
@@ -66,6 +69,7 @@ std::unique_ptr<ApiContext> make_context(ApiConfig config, const text::Tokenizer
       .engine = engine,
       .observer = observer != nullptr ? observer : &silent,
       .metrics = std::move(metrics),
+      .status = std::move(status),
       .text = std::move(text),
       .parse = std::move(parse),
       .keys = std::move(keys),
@@ -130,9 +134,9 @@ ApiError model_not_found(const std::string& name) {
 
 ApiServer::ApiServer(asio::any_io_executor executor, ApiConfig config,
                      const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
-                     Engine& engine, ApiObserver* observer, MetricsText metrics)
+                     Engine& engine, ApiObserver* observer, MetricsText metrics, StatusText status)
     : context_(make_context(std::move(config), tokenizer, chat_template, engine, observer,
-                            std::move(metrics))) {
+                            std::move(metrics), std::move(status))) {
   HttpRouter router;
   ApiContext& context = *context_;
   router.add("POST", "/v1/completions", [&context](HttpRequest& request, Responder& responder) {
@@ -144,6 +148,7 @@ ApiServer::ApiServer(asio::any_io_executor executor, ApiConfig config,
              });
   add_other_routes(context, router);
   if (context.config.more_routes) context.config.more_routes(router);
+  if (context.status) add_status_routes(context, router);
   http_ = std::make_unique<HttpServer>(executor, http_config(context), std::move(router));
 }
 

@@ -2,7 +2,10 @@
 // from an Engine, so nothing here knows of cells.
 //
 // Routes: POST /v1/completions /v1/chat/completions /tokenize /detokenize;
-// GET /v1/models /v1/models/{id} /health /health/live /health/ready /version /metrics.
+// GET /v1/models /v1/models/{id} /health /health/live /health/ready /version /metrics;
+// GET / /status /status/{file} (the status page, net/status_page) and /status.json, its data.
+// API keys guard all but /health, the status page's files, which hold nothing of the service, and
+// /metrics unless told otherwise.
 //
 // Threading: handlers run on connection strands of `executor`. With one io thread the Engine and
 // the observer are only used from it; with several both must be thread-safe.
@@ -31,12 +34,15 @@ class ApiServer {
  public:
   // The whole exposition text of /metrics; name[] filters are applied to it here.
   using MetricsText = std::function<std::string()>;
+  // The JSON of /status.json, never null.
+  using StatusText = std::function<std::shared_ptr<const std::string>()>;
 
-  // The references outlive the server; `chat_template` (null: the model has none), `observer` and
-  // `metrics` (null: no such route) likewise. CHECKs that there is a model name.
+  // The references outlive the server; `chat_template` (null: the model has none), `observer`,
+  // `metrics` and `status` (null: no such routes) likewise. CHECKs that there is a model name.
   ApiServer(boost::asio::any_io_executor executor, ApiConfig config,
             const text::Tokenizer& tokenizer, const text::ChatTemplate* chat_template,
-            Engine& engine, ApiObserver* observer = nullptr, MetricsText metrics = nullptr);
+            Engine& engine, ApiObserver* observer = nullptr, MetricsText metrics = nullptr,
+            StatusText status = nullptr);
   ~ApiServer();
   ApiServer(const ApiServer&) = delete;
   ApiServer& operator=(const ApiServer&) = delete;

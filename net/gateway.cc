@@ -42,6 +42,10 @@ Result<std::unique_ptr<GenerationStream>> Gateway::submit(GenerateRequest reques
 
 EngineStatus Gateway::status() const { return impl_->core->status(); }
 
+std::shared_ptr<const std::string> Gateway::status_text() const {
+  return impl_->core->status_text();
+}
+
 std::chrono::seconds Gateway::retry_after() const { return impl_->core->retry_after(); }
 
 asio::awaitable<bool> Gateway::drain(std::chrono::milliseconds limit) {

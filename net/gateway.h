@@ -35,6 +35,8 @@ namespace millrace::net {
 
 struct GatewayConfig {
   CellLinkConfig cells;
+  std::string model_name;  // these two only for the status page
+  std::string version;
   std::uint32_t max_queued_sequences = 2048;   // waiting in the gateway
   std::uint64_t max_queued_tokens = 4U << 20;  // their prompts together, 4 bytes each
   std::uint32_t cell_queue_depth = 8;  // sequences waiting in a cell beyond its max_sequences,
@@ -80,6 +82,9 @@ class Gateway final : public Engine {
 
   std::uint16_t cell_port() const;
   boost::asio::awaitable<GatewayStats> stats() const;
+  // What the status page shows: JSON, made once a second, never null. Its figures
+  // come from `metrics`: without it they are 0. Fields and units: docs/status.md. Any thread.
+  std::shared_ptr<const std::string> status_text() const;
   boost::asio::awaitable<std::vector<CellView>> cells() const;
 
  private:

@@ -35,6 +35,7 @@ GatewayCore::GatewayCore(Strand strand, GatewayConfig config, Exporter* exporter
 
 Result<void> GatewayCore::start() {
   if (auto ok = links_.listen(); !ok) return ok;
+  refresh_status(Clock::now());
   asio::co_spawn(
       strand_,
       [self = shared_from_this()]() -> asio::awaitable<void> { co_await self->tick_loop(); },

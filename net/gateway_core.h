@@ -18,6 +18,8 @@
 #include "net/gateway_metrics.h"
 #include "net/gateway_stream.h"
 #include "net/journal.h"
+#include "net/status_cell.h"
+#include "net/status_service.h"
 
 namespace millrace::net {
 
@@ -41,6 +43,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   Result<std::unique_ptr<GenerationStream>> submit(GenerateRequest request);
   EngineStatus status() const;
   std::chrono::seconds retry_after() const { return std::chrono::seconds(retry_after_s_.load()); }
+  std::shared_ptr<const std::string> status_text() const;  // never null after start()
   void begin_drain();
   const Strand& strand() const { return strand_; }
 
@@ -80,6 +83,9 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     bool said_goodbye = false;
     Clock::time_point heard;  // when something last came from it
     Gauge heartbeat_age, workers, slots, slots_used, waiting, kv_tokens, kv_tokens_used;
+    // With heartbeats once a second the limit on samples is never reached.
+    StatusWindow<CellSample> samples{kStatusRateSpan + std::chrono::milliseconds(500), 16};
+    Clock::time_point left;  // when it was last connected, if it is not
     Counter steps, restarts, losses;
   };
 
@@ -120,6 +126,11 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   void refresh_cell_metrics(Clock::time_point now);
   void forget_old_cells();
 
+  // The status page (gateway_status.cc).
+  void refresh_status(Clock::time_point now);
+  Json status_json(Clock::time_point now) const;
+  Json cell_status(const CellView& view, Clock::time_point now) const;
+
   const Strand strand_;
   const GatewayConfig config_;
   const GatewayMetrics metrics_;
@@ -136,6 +147,8 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
       rejected_no_cell_{0}, rejected_draining_{0};
   mutable std::mutex reason_mutex_;  // of reason_ alone: written on changes, read by status()
   std::string reason_ = "no cell is connected";
+  mutable std::mutex status_mutex_;  // of status_text_ alone
+  std::shared_ptr<const std::string> status_text_;
 
   CellLinks links_;
   Journal journal_;
@@ -150,6 +163,10 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   std::uint64_t reported_stale_frames_ = 0;
   std::uint64_t finished_since_tick_ = 0;
   double drain_rate_ = 0;  // sequences finished per second, averaged over about 10 s
+  const Clock::time_point started_ = Clock::now();
+  Clock::time_point next_status_ = started_;
+  StatusWindow<ServiceSample> status_samples_{kStatusLatencySpan + std::chrono::milliseconds(500),
+                                              61};
   bool stopped_ = false;
 };
 

@@ -32,6 +32,7 @@ void GatewayCore::on_cell_joined(const CellInfo& info) {
     if (cell.at.epoch != 0) cell.restarts.add();
     cell.view.status = {};  // a new process counts from zero
     cell.telemetry = {};
+    cell.samples.clear();
   }
   cell.at = {info.cell_id, info.epoch};
   cell.view.info = info;
@@ -88,6 +89,8 @@ void GatewayCore::on_cell_gone(const Assignment& at, const std::string& reason, 
   if (it != cells_.end() && it->second.at == at) {
     it->second.connected = false;
     it->second.said_goodbye = expected;
+    it->second.left = Clock::now();
+    it->second.view.reason = reason;
     if (!expected) it->second.losses.add();
   }
   std::vector<RequestId> lost;
@@ -179,6 +182,7 @@ asio::awaitable<void> GatewayCore::tick_loop() {
     measure_drain_rate(now - last);
     refresh();
     refresh_metrics();
+    refresh_status(now);
     last = now;
   }
 }

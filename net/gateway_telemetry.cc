@@ -53,6 +53,7 @@ void GatewayCore::on_telemetry(const Assignment& from, const CellTelemetry& now)
   Exporter& e = *metrics_.exporter;
   const std::string& cell = from.cell_id;
   CellTelemetry& before = it->second.telemetry;
+  it->second.samples.add({Clock::now(), it->second.view.status, now});
 
   for (const auto& phase : now.start_phases) {
     e.gauge<Metric::kStartPhase>(cell, phase.name).set(static_cast<double>(phase.seconds));

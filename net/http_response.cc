@@ -84,7 +84,7 @@ std::string HttpConnection::format_head(const HttpResponse& response, bool chunk
   add_cors(head);
   if (chunked) {
     head += "Transfer-Encoding: chunked\r\n";
-  } else if (length != std::string::npos && response.status != 204) {
+  } else if (length != std::string::npos && response.status != 204 && response.status != 304) {
     head += fmt::format("Content-Length: {}\r\n", length);
   }
   if (!keep_alive_) {

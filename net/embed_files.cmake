@@ -1,0 +1,38 @@
+# Writes OUT, the definition of millrace::net::status_files(), from the files of FOLDER.
+# Run by the build: cmake -DFOLDER=... -DOUT=... -P embed_files.cmake
+set(type_.html "text/html; charset=utf-8")
+set(type_.css "text/css; charset=utf-8")
+set(type_.js "text/javascript; charset=utf-8")
+set(type_.svg "image/svg+xml")
+
+file(GLOB files "${FOLDER}/*")
+list(SORT files)
+set(arrays "")
+set(entries "")
+foreach(path IN LISTS files)
+  get_filename_component(name "${path}" NAME)
+  get_filename_component(ending "${path}" LAST_EXT)
+  if(NOT DEFINED type_${ending})
+    message(FATAL_ERROR "${path}: no content type is known for ${ending}")
+  endif()
+  string(MAKE_C_IDENTIFIER "k_${name}" symbol)
+  file(READ "${path}" bytes HEX)
+  # Literals of 32 bytes, one a line.
+  string(LENGTH "${bytes}" digits)
+  set(text "")
+  set(at 0)
+  while(at LESS digits)
+    string(SUBSTRING "${bytes}" ${at} 64 piece)
+    string(REGEX REPLACE "(..)" "\\\\x\\1" piece "${piece}")
+    string(APPEND text "\n    \"${piece}\"")
+    math(EXPR at "${at} + 64")
+  endwhile()
+  file(SHA256 "${path}" hash)
+  string(SUBSTRING "${hash}" 0 16 hash)
+  file(SIZE "${path}" size)
+  string(APPEND arrays "constexpr char ${symbol}[] =${text};\n")
+  string(APPEND entries "    {\"${name}\", \"${type_${ending}}\", \"\\\"${hash}\\\"\", {${symbol}, ${size}}},\n")
+endforeach()
+file(WRITE "${OUT}" "// Written by net/embed_files.cmake.\n#include \"net/status_files.h\"\n\nnamespace millrace::net {\n
+namespace {\n\n${arrays}\nconstexpr StatusFile kFiles[] {\n${entries}};\n\n}  // namespace\n
+std::span<const StatusFile> status_files() { return kFiles; }\n\n}  // namespace millrace::net\n")

@@ -166,9 +166,10 @@ class Restart(unittest.TestCase):
     """A cell that dies and comes back."""
 
     def test_a_lost_cell_is_shown_as_gone_and_then_with_its_next_epoch(self):
-        service = Service("--stages", "1", "--lanes", "2")
+        # A pause longer than the second between two texts, so that the loss is in one.
+        service = Service("--stages", "1", "--lanes", "2", "--set", "cell.restart_backoff_min_ms=3000")
         try:
-            before = status_of(service)["cells"][0]
+            before = wait_for("the cell is shown", lambda: status_of(service)["cells"])[0]
             os.kill(service.ranks()[-1], signal.SIGKILL)
 
             def gone():

@@ -310,7 +310,7 @@ BROKEN_HTTP = [
 # (name, request line, status, part of the message): no body is due, so the connection stays.
 WRONG_TARGETS = [
     ("unknown path", "GET /v1/nothing", 404, "no such route: GET /v1/nothing"),
-    ("the root", "GET /", 404, "no such route"),
+    ("an unknown path", "GET /nothing", 404, "no such route"),
     ("a slash too many", "GET //v1/models", 404, "no such route"),
     ("a slash at the end", "GET /v1/completions/", 404, "no such route"),
     ("two dots", "GET /v1/../metrics", 404, "no such route"),

@@ -353,7 +353,7 @@ class Pod(threading.Thread):
         self.container.signal()
         try:
             status = self.container.process.wait(max(0.1, deadline - time.monotonic()))
-            if status != 0:
+            if status not in (0, 143):  # 143: it had not come to its signal handlers yet
                 self.node.errors.append(f"{self.name}: ended with {status}")
         except subprocess.TimeoutExpired:
             self.node.errors.append(f"{self.name}: killed after its grace period")

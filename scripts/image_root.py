@@ -142,10 +142,10 @@ def gather(binary: str, libraries: list[str]) -> Tree:
         tree.add(f"{LIB}/{os.path.basename(file)}", file)
     for path in libraries_of([source for source in tree.sources.values() if is_elf(source)]):
         tree.add(path)
-    for folder, target in (("models/sample", "/usr/share/millrace/models/sample"),):
-        for file in sorted((ROOT / folder).rglob("*")):
-            if file.is_file():
-                tree.add(f"{target}/{file.relative_to(ROOT / folder)}", str(file))
+    sample = ROOT / "models/sample"
+    for file in sorted(sample.rglob("*")):
+        if file.is_file():
+            tree.add(f"/usr/share/millrace/models/sample/{file.relative_to(sample)}", str(file))
     tree.add("/usr/share/doc/millrace/LICENSE", str(ROOT / "LICENSE"))
     tree.links.update(LINKS)
     tree.texts["/etc/passwd"] = (f"root:x:0:0:root:/:/sbin/nologin\n"

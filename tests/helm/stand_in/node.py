@@ -168,7 +168,7 @@ class Pod(threading.Thread):
             container = self.spec["containers"][0]
             state = {"waiting": {"reason": reason}} if reason else {"running": {}} if phase == "Running" else \
                 {"terminated": {"exitCode": 0 if phase == "Succeeded" else 1, "reason": "Completed"}}
-            status = {"phase": phase, "podIP": self.sandbox.address, "hostIP": NODE, "conditions": pod_conditions(is_ready),
+            status = {"phase": phase, "reason": reason, "podIP": self.sandbox.address, "hostIP": NODE, "conditions": pod_conditions(is_ready),
                       "containerStatuses": [{"name": container["name"], "ready": is_ready, "restartCount": self.restarts,
                                              "image": container["image"], "imageID": "", "started": self.started is not None,
                                              "state": state}]}
@@ -353,7 +353,8 @@ class Pod(threading.Thread):
         self.container.signal()
         try:
             status = self.container.process.wait(max(0.1, deadline - time.monotonic()))
-            if status not in (0, 143):  # 143: it had not come to its signal handlers yet
+            # Before its start-up probe has succeeded, SIGTERM may meet a process without handlers.
+            if status != 0 and not (status == 143 and self.started is None):
                 self.node.errors.append(f"{self.name}: ended with {status}")
         except subprocess.TimeoutExpired:
             self.node.errors.append(f"{self.name}: killed after its grace period")

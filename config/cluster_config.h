@@ -327,9 +327,9 @@ struct GatewaySection {
     v({"max_queued_requests",
        "Requests that may wait for a cell. The next one is refused at once with "
        "gateway.overload_status and Retry-After.",
-       0, 1e6},
+       1, 1e6},
       s.max_queued_requests);
-    v({"max_queued_tokens", "Prompt tokens of all waiting requests together; the same refusal.", 0,
+    v({"max_queued_tokens", "Prompt tokens of all waiting requests together; the same refusal.", 1,
        1e12},
       s.max_queued_tokens);
     v({"queue_timeout_ms", "Longest wait of a request before its first step; then it is refused.",

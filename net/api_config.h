@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "config/version.h"
 #include "net/http_config.h"
 #include "net/http_router.h"
 #include "net/openai_types.h"
@@ -17,7 +18,7 @@ struct ApiConfig {
   HttpServerConfig http;                 // its three callbacks are set by ApiServer
   std::vector<std::string> model_names;  // the served name, then aliases; at least one
   std::string owned_by = "millrace";
-  std::string version = "0.1.0";
+  std::string version{kVersion};
   std::string system_fingerprint;  // changes when answers may: model and numeric mode
   ApiLimits limits;
   SamplingDefaults defaults;

@@ -139,6 +139,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"- grid", "", "test.yaml:1:1: the configuration must be groups of fields"},
         Refusal{"{[a]: 1}", "", "must be a word"},
         // Out of range.
+        Refusal{"gateway: {max_queued_requests: 0}", "gateway.max_queued_requests",
+                "0 is outside [1, "},
         Refusal{"gateway: {port: 65536}", "gateway.port", "65536 is outside [0, 65535]"},
         Refusal{"grid: {stages: 0}", "grid.stages", "0 is outside [1, 64]"},
         Refusal{"grid: {stages: 99999999999999999999}", "grid.stages", "not an integer"},

@@ -4,6 +4,8 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "config/check.h"
 
@@ -84,14 +86,14 @@ bool Cell::idle() const {
 bool Cell::run() {
   try {
     serve();
-    end_all();
+    end_all(FinishReason::kCancelled, "the cell is ending");
     StepPlan last;
     last.shutdown = true;
     link_.send(last);
     return true;
   } catch (const std::exception& e) {
     spdlog::error("cell: {}", e.what());
-    end_all();
+    end_all(FinishReason::kError, fmt::format("the cell failed: {}", e.what()));
     if (callbacks_.on_failure) callbacks_.on_failure(e.what());
     return false;
   }
@@ -140,7 +142,7 @@ void Cell::take_mail() {
   for (Message& message : mail) {
     if (const auto* cancel = std::get_if<CancelMessage>(&message)) {
       if (!scheduler_.cancel(cancel->id)) continue;
-      std::erase(live_, cancel->id);
+      live_.erase(cancel->id);
       callbacks_.on_tokens({ending(cancel->id, FinishReason::kCancelled, "")});
       continue;
     }
@@ -149,13 +151,16 @@ void Cell::take_mail() {
     if (Result<void> ok = scheduler_.submit(std::move(request)); !ok) {
       callbacks_.on_tokens({ending(id, FinishReason::kError, ok.error().to_string())});
     } else {
-      live_.push_back(id);
+      live_.try_emplace(id);
     }
   }
 }
 
 void Cell::send_plans() {
-  while (std::optional<StepPlan> plan = scheduler_.next_plan()) send(*plan);
+  while (std::optional<StepPlan> plan = scheduler_.next_plan()) {
+    send(*plan);
+    for (const RequestId id : scheduler_.take_first_planned()) live_.at(id) = sent_.back().when;
+  }
 }
 
 void Cell::send(const StepPlan& plan) {
@@ -189,9 +194,7 @@ bool Cell::take_results() {
   for (PromptLogprobsEvent& event : events->prompt_logprobs) {
     callbacks_.on_prompt_logprobs(std::move(event));
   }
-  for (const TokenEvent& event : events->tokens) {
-    if (event.finish != FinishReason::kNone) std::erase(live_, event.id);
-  }
+  for (TokenEvent& event : events->tokens) note_event(event);
   if (!events->tokens.empty()) callbacks_.on_tokens(std::move(events->tokens));
   if (events->plan_finished) plan_finished(result->step);
   while (const std::optional<WorkerReport> report = link_.worker_report()) {
@@ -200,6 +203,18 @@ bool Cell::take_results() {
   const std::lock_guard lock(mutex_);
   last_progress_ = Clock::now();
   return true;
+}
+
+void Cell::note_event(TokenEvent& event) {
+  using std::chrono::microseconds;
+  const auto it = live_.find(event.id);
+  CHECK(it != live_.end(), "id={}", event.id);
+  if (const auto planned = std::exchange(it->second, std::nullopt)) {
+    const auto age = std::chrono::duration_cast<microseconds>(Clock::now() - *planned).count();
+    event.since_scheduled_us = static_cast<std::uint32_t>(
+        std::clamp<std::int64_t>(age, 0, std::numeric_limits<std::uint32_t>::max()));
+  }
+  if (event.finish != FinishReason::kNone) live_.erase(it);
 }
 
 void Cell::check_deadline() const {
@@ -217,11 +232,20 @@ void Cell::publish_status() {
   busy_ = !idle;
 }
 
-void Cell::end_all() {
-  std::vector<TokenEvent> events;
-  for (const RequestId id : live_) {
-    events.push_back(ending(id, FinishReason::kCancelled, "the cell is ending"));
+// What submit() accepted gets an end, taken up or not; it accepts nothing more.
+void Cell::end_all(FinishReason finish, const std::string& sentence) {
+  std::vector<Message> mail;
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    mail.swap(mailbox_);
   }
+  for (const Message& message : mail) {
+    if (const auto* request = std::get_if<SequenceRequest>(&message))
+      live_.try_emplace(request->id);
+  }
+  std::vector<TokenEvent> events;
+  for (const auto& [id, planned] : live_) events.push_back(ending(id, finish, sentence));
   live_.clear();
   if (!events.empty()) callbacks_.on_tokens(std::move(events));
 }

@@ -11,7 +11,8 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
-
+#include <optional>
+#include <unordered_map>
 #include <variant>
 #include <vector>
 
@@ -47,8 +48,9 @@ class Cell {
   Cell(const Options& options, WorkerLink& link, CellCallbacks callbacks);
 
   // Serves until stop() or a failure; called once. The calling thread alone uses `link`. Before
-  // returning it ends the sequences still running with kCancelled and, unless the cell has failed,
-  // sends the workers the shutdown plan. False after a failure.
+  // returning it ends what it has accepted and not finished: with kCancelled after stop(), with
+  // kError and the reason after a failure. Unless the cell has failed, it sends the workers the
+  // shutdown plan. False after a failure.
   bool run();
   void stop();  // thread-safe, idempotent
 
@@ -88,18 +90,21 @@ class Cell {
   void send_plans();
   void send(const StepPlan& plan);
   void plan_finished(std::uint64_t step);
+  void note_event(TokenEvent& event);
   bool take_results();
   std::chrono::steady_clock::time_point begin_of(const Sent& sent) const;
   void check_deadline() const;
   void publish_status();
-  void end_all();
+  void end_all(FinishReason finish, const std::string& sentence);
 
   const Options options_;
   WorkerLink& link_;
   const CellCallbacks callbacks_;
   Scheduler scheduler_;
-  std::vector<RequestId> live_;  // ids submitted and not yet finished, to end them at shutdown
-  std::vector<Sent> sent_;       // plans in flight, oldest first
+  // Submitted and not yet finished, to end them at shutdown; with the time of a sequence's first
+  // plan, until an event has told it.
+  std::unordered_map<RequestId, std::optional<std::chrono::steady_clock::time_point>> live_;
+  std::vector<Sent> sent_;  // plans in flight, oldest first
   std::chrono::steady_clock::time_point last_finished_{};
   Telemetry telemetry_;
   std::chrono::steady_clock::time_point last_progress_;

@@ -17,7 +17,8 @@ struct SequenceRequest {
   RequestId id = 0;
   std::vector<std::int32_t> tokens;  // prompt, then (after a replay) the tokens already delivered
   std::uint32_t prompt_tokens = 0;   // length of the prompt inside `tokens`
-  std::uint32_t max_new_tokens = 0;  // counted from prompt_tokens; at least 1
+  std::uint32_t max_new_tokens = 0;  // counted from prompt_tokens. 0: nothing is drawn, the
+                                     // prompt's log-probabilities are all that is asked for
   std::uint32_t min_new_tokens = 0;  // stop tokens are ignored (not masked) before this many
   std::vector<std::int32_t> stop_token_ids;  // end of generation; empty with ignore_eos
   SamplingParams sampling;
@@ -38,12 +39,16 @@ struct TokenEvent {
   FinishReason finish = FinishReason::kNone;
   bool stop_token = false;  // the token is the stop token itself: not part of the text
   std::string error;        // for kError: a sentence for people
+  // In the first event of a sequence from its cell: how long before the event the cell had put it
+  // into a step for the first time. Otherwise 0.
+  std::uint32_t since_scheduled_us = 0;
 
   bool operator==(const TokenEvent&) const = default;
 };
 
 // Log-probabilities of the prompt, sent once before the first TokenEvent when asked for. Entry i is
-// for prompt token i+1 (the first token has none).
+// for prompt token i+1 (the first token has none). With max_new_tokens 0 an end without a token
+// follows, kLength.
 struct PromptLogprobsEvent {
   RequestId id = 0;
   std::vector<TokenLogprob> targets;
@@ -77,7 +82,9 @@ struct CellStatus {
   std::uint64_t preemptions = 0;
   std::uint64_t prompt_tokens = 0;  // prefilled since start
   std::uint64_t generated_tokens = 0;
-  std::uint32_t ms_since_progress = 0;  // 0 when idle
+  std::uint64_t recomputed_tokens = 0;    // computed again after a preemption
+  std::uint64_t corrupted_sequences = 0;  // ended because their logits were not finite
+  std::uint32_t ms_since_progress = 0;    // 0 when idle
   bool draining = false;
 
   bool operator==(const CellStatus&) const = default;

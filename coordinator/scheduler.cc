@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "config/check.h"
 
@@ -50,8 +51,11 @@ Result<void> Scheduler::check(const SequenceRequest& request) const {
       request.prompt_tokens > request.tokens.size()) {
     return invalid("prompt", "a sequence needs at least one prompt token");
   }
-  if (request.max_new_tokens == 0) return invalid("max_new_tokens", "must be at least 1");
-  if (request.tokens.size() - request.prompt_tokens >= request.max_new_tokens) {
+  const bool draws = request.max_new_tokens > 0;
+  if (!draws && !request.sampling.prompt_logprobs) {
+    return invalid("max_new_tokens", "must be at least 1 without prompt_logprobs");
+  }
+  if (request.tokens.size() - request.prompt_tokens >= std::max(request.max_new_tokens, 1U)) {
     return invalid("max_new_tokens", "all tokens asked for are there already");
   }
   for (const std::int32_t token : request.tokens) {
@@ -63,12 +67,14 @@ Result<void> Scheduler::check(const SequenceRequest& request) const {
   if (Result<void> ok = check_sampling(request.sampling); !ok) return ok;
   const std::uint64_t longest = std::min<std::uint64_t>(
       std::uint64_t{request.prompt_tokens} + request.max_new_tokens, limits_.max_context_tokens);
-  if (request.tokens.size() >= limits_.max_context_tokens) {
-    return invalid("prompt", fmt::format("{} tokens leave no room in a context of {} tokens",
-                                         request.tokens.size(), limits_.max_context_tokens));
+  if (request.tokens.size() + (draws ? 1 : 0) > limits_.max_context_tokens) {
+    return invalid(
+        "prompt",
+        fmt::format("{} tokens {} a context of {} tokens", request.tokens.size(),
+                    draws ? "leave no room in" : "do not fit into", limits_.max_context_tokens));
   }
   // The token drawn last is never fed back, so it needs no KV.
-  if (blocks_for(static_cast<std::uint32_t>(longest - 1)) > limits_.blocks) {
+  if (blocks_for(static_cast<std::uint32_t>(longest - (draws ? 1 : 0))) > limits_.blocks) {
     return invalid("max_new_tokens",
                    fmt::format("prompt and output of {} tokens need more KV than a lane has ({} "
                                "tokens); raise cache.kv_tokens or ask for less",
@@ -145,6 +151,7 @@ void Scheduler::stop_running(Sequence& sequence) {
 void Scheduler::preempt(Sequence& sequence) {
   stop_running(sequence);
   sequence.state = SequenceState::kWaiting;
+  sequence.computed = std::max(sequence.computed, sequence.scheduled);
   sequence.scheduled = 0;
   ++preemptions_;
   const auto older = [](const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; };
@@ -237,9 +244,14 @@ bool Scheduler::add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& d
     chunk.tokens.assign(sequence.tokens.begin() + sequence.scheduled,
                         sequence.tokens.begin() + sequence.scheduled + tokens);
   }
-  chunk.sample = sequence.scheduled + tokens == sequence.length();
+  chunk.sample =
+      sequence.request.max_new_tokens > 0 && sequence.scheduled + tokens == sequence.length();
   chunk.prompt_targets = prompt_targets(sequence, tokens);
   if (chunk.sample) ++sequence.unknown;
+  if (!std::exchange(sequence.planned, true)) first_planned_.push_back(sequence.request.id);
+  if (sequence.scheduled < sequence.computed) {
+    recomputed_tokens_ += std::min(tokens, sequence.computed - sequence.scheduled);
+  }
 
   draft.issued.push_back({sequence.request.id, sequence.arrival, chunk.sample});
   draft.tokens += tokens;
@@ -430,6 +442,10 @@ void Scheduler::take_prompt_logprobs(const IssuedPlan& plan, const StepResult& r
     if (!complete || sequence->prompt_logprobs_sent) continue;
     sequence->prompt_logprobs_sent = true;
     events.prompt_logprobs.push_back(std::move(sequence->prompt_logprobs));
+    if (sequence->request.max_new_tokens > 0) continue;
+    events.tokens.push_back(
+        {.id = sequence->request.id, .has_token = false, .finish = FinishReason::kLength});
+    erase(*sequence);
   }
 }
 
@@ -444,6 +460,7 @@ void Scheduler::take_sampled(Sequence& sequence, const SampledToken& sampled, Ev
     event.finish = FinishReason::kError;
     event.error = "the model's logits were not finite, so no token could be drawn";
     events.tokens.push_back(std::move(event));
+    ++corrupted_sequences_;
     erase(sequence);
     return;
   }
@@ -480,6 +497,8 @@ CellStatus Scheduler::status() const {
   status.preemptions = preemptions_;
   status.prompt_tokens = prompt_tokens_;
   status.generated_tokens = generated_tokens_;
+  status.recomputed_tokens = recomputed_tokens_;
+  status.corrupted_sequences = corrupted_sequences_;
   return status;
 }
 

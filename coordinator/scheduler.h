@@ -24,6 +24,7 @@
 #include <memory>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "config/cluster_config.h"
@@ -64,6 +65,9 @@ class Scheduler {
   // Ends a sequence at once; it is in no later plan. Unknown ids are ignored (it may have just
   // ended). Returns true when the sequence existed.
   bool cancel(RequestId id);
+
+  // Sequences that a plan carried for the first time since the last call.
+  std::vector<RequestId> take_first_planned() { return std::exchange(first_planned_, {}); }
 
   // The next plan, or nullopt when nothing can be scheduled now: no work, or P plans in flight (two
   // when asynchronous).
@@ -154,11 +158,14 @@ class Scheduler {
   std::uint64_t next_step_ = 1;
   std::uint32_t next_cohort_ = 0;
   std::uint64_t arrivals_ = 0;
+  std::vector<RequestId> first_planned_;
 
   std::uint64_t steps_finished_ = 0;
   std::uint64_t preemptions_ = 0;
   std::uint64_t prompt_tokens_ = 0;
   std::uint64_t generated_tokens_ = 0;
+  std::uint64_t recomputed_tokens_ = 0;
+  std::uint64_t corrupted_sequences_ = 0;
 };
 
 }  // namespace millrace

@@ -24,6 +24,8 @@ struct Sequence {
   std::uint32_t scheduled = 0;  // tokens [0, scheduled) are in a plan that was issued
   bool announced = false;       // its SequenceStart was issued
 
+  bool planned = false;               // some plan has carried it
+  std::uint32_t computed = 0;         // tokens that had been scheduled when it was last preempted
   std::uint32_t plans_in_flight = 0;  // issued plans whose result names this sequence
   std::uint32_t unknown = 0;          // tokens that plans in flight draw: they follow `tokens`
   PromptLogprobsEvent prompt_logprobs;

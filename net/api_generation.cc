@@ -206,7 +206,11 @@ void Generation::take(std::size_t prompt, const ChoiceEvent& event, std::string&
     }
     return;
   }
-  take_token(index, token, out);
+  if (request_.prompt_only) {
+    end_prompt_only(index, out);
+  } else {
+    take_token(index, token, out);
+  }
 }
 
 void Generation::note_token(Choice& choice) {
@@ -228,14 +232,6 @@ void Generation::take_prompt_logprobs(std::size_t prompt, const PromptLogprobsEv
       prompt_entries(prepared.ids, event, *context_.text.tokenizer, prepared.hidden_prefix);
   for (std::uint32_t i = 0; i < request_.params.n; ++i) {
     const auto index = static_cast<std::uint32_t>(prompt * request_.params.n + i);
-    if (request_.prompt_only) {
-      ChoiceDelta end;
-      end.finish_reason = "length";
-      begin_choice(index, out);
-      emit(index, std::move(end), out);
-      streams_[prompt]->cancel(i);
-      continue;
-    }
     for (const TokenEvent& token : std::exchange(choices_[index].early, {})) {
       if (!choices_[index].text.finished()) take_token(index, token, out);
     }
@@ -264,12 +260,15 @@ void Generation::take_token(std::uint32_t index, const TokenEvent& event, std::s
 }
 
 void Generation::echo_only(std::string& out) {
-  for (std::uint32_t i = 0; i < choices_.size(); ++i) {
-    ChoiceDelta end;
-    end.finish_reason = "length";
-    begin_choice(i, out);
-    emit(i, std::move(end), out);
-  }
+  for (std::uint32_t i = 0; i < choices_.size(); ++i) end_prompt_only(i, out);
+}
+
+// No token was asked for: the echoed prompt is all.
+void Generation::end_prompt_only(std::uint32_t index, std::string& out) {
+  ChoiceDelta end;
+  end.finish_reason = "length";
+  begin_choice(index, out);
+  emit(index, std::move(end), out);
 }
 
 void Generation::emit(std::uint32_t index, ChoiceDelta delta, std::string& out) {
@@ -361,6 +360,7 @@ void Generation::report(RequestEnd end) {
   RequestOutcome outcome;
   outcome.start = start_;
   outcome.end = end;
+  outcome.began = responder_.started();
   for (const Choice& choice : choices_)
     outcome.finish_reasons.push_back(choice.whole.finish_reason);
   outcome.generated_tokens = final_usage_.completion_tokens;

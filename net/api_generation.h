@@ -47,6 +47,7 @@ class Generation {
   void emit(std::uint32_t index, ChoiceDelta delta, std::string& out);
   void emit_chunk(std::uint32_t index, ChoiceDelta delta, std::string& out);
   void echo_only(std::string& out);
+  void end_prompt_only(std::uint32_t index, std::string& out);
   void note_token(Choice& choice);
   void fail(ApiError error);
   void cancel_all();

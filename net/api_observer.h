@@ -24,6 +24,8 @@ enum class RequestEnd { kComplete, kClientGone, kFailed };
 struct RequestOutcome {
   RequestStart start;
   RequestEnd end = RequestEnd::kComplete;
+  bool began = false;  // the head of the answer had been sent; a kFailed that had not gets an
+                       // answer with an error status, of which rejected() tells
   std::vector<std::string>
       finish_reasons;                  // "stop" or "length" per choice; "" if it did not finish
   std::uint64_t generated_tokens = 0;  // of all choices

@@ -56,6 +56,7 @@ Json model_json(const ApiContext& context, const std::string& name) {
   model["parent"] = nullptr;
   const std::uint32_t length = context.max_context();
   model["max_model_len"] = length == 0 ? Json(nullptr) : Json(length);
+  model["vocab_size"] = context.config.limits.vocab_size;
   return model;
 }
 

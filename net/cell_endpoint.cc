@@ -32,7 +32,7 @@ namespace asio = boost::asio;
 using tcp = asio::ip::tcp;
 using std::chrono::milliseconds;
 
-// Bounds a Tokens frame: about 31 bytes an event without alternatives.
+// Bounds a Tokens frame: 35 bytes an event without alternatives.
 constexpr std::size_t kEventsPerFrame = 8192;
 // Published batches taken in one go: between two goes the io thread writes, beats and listens.
 constexpr std::size_t kBatchesPerFlush = 16;

@@ -1,5 +1,7 @@
 #include "net/codec.h"
 
+#include <algorithm>
+
 #include "config/sampling_wire.h"
 #include "config/wire.h"
 
@@ -9,8 +11,9 @@ namespace {
 using I32 = std::span<const std::int32_t>;
 
 constexpr std::size_t kLogprobBytes = 8;
-// id, index, has_token, token, count of top, finish, stop_token, length of error
-constexpr std::size_t kEventBytes = 8 + 4 + 1 + kLogprobBytes + 4 + 1 + 1 + 4;
+// id, index, has_token, token, count of top, finish, stop_token, length of error,
+// since_scheduled_us
+constexpr std::size_t kEventBytes = 8 + 4 + 1 + kLogprobBytes + 4 + 1 + 1 + 4 + 4;
 
 void write(WireWriter& w, const TokenLogprob& t) {
   w.i32(t.token);
@@ -41,6 +44,7 @@ void write(WireWriter& w, const TokenEvent& e) {
   w.u8(static_cast<std::uint8_t>(e.finish));
   w.boolean(e.stop_token);
   w.string(e.error);
+  w.u32(e.since_scheduled_us);
 }
 
 void read(WireReader& r, TokenEvent& e) {
@@ -52,6 +56,7 @@ void read(WireReader& r, TokenEvent& e) {
   e.finish = r.enumerator("finish", FinishReason::kError);
   e.stop_token = r.boolean("stop_token");
   r.string("error", e.error);
+  e.since_scheduled_us = r.u32("since_scheduled_us");
   if (r.ok() && !e.has_token && e.finish == FinishReason::kNone) {
     r.fail("finish", "must be set on an event without a token");
   }
@@ -137,8 +142,10 @@ Result<void> decode(ByteView in, SequenceRequest& out) {
   if (r.ok()) {
     if (out.prompt_tokens == 0 || out.prompt_tokens > out.tokens.size()) {
       r.fail("prompt_tokens", "must lie between 1 and the number of tokens");
-    } else if (out.tokens.size() - out.prompt_tokens >= out.max_new_tokens) {
+    } else if (out.tokens.size() - out.prompt_tokens >= std::max(out.max_new_tokens, 1U)) {
       r.fail("max_new_tokens", "must leave at least one token to generate");
+    } else if (out.max_new_tokens == 0 && !out.sampling.prompt_logprobs) {
+      r.fail("max_new_tokens", "must be at least 1 without prompt_logprobs");
     }
   }
   return r.finish("SequenceRequest");
@@ -192,6 +199,8 @@ void encode(const CellStatus& v, Bytes& out) {
   w.u64(v.preemptions);
   w.u64(v.prompt_tokens);
   w.u64(v.generated_tokens);
+  w.u64(v.recomputed_tokens);
+  w.u64(v.corrupted_sequences);
   w.u32(v.ms_since_progress);
   w.boolean(v.draining);
 }
@@ -205,6 +214,8 @@ Result<void> decode(ByteView in, CellStatus& out) {
   out.preemptions = r.u64("preemptions");
   out.prompt_tokens = r.u64("prompt_tokens");
   out.generated_tokens = r.u64("generated_tokens");
+  out.recomputed_tokens = r.u64("recomputed_tokens");
+  out.corrupted_sequences = r.u64("corrupted_sequences");
   out.ms_since_progress = r.u32("ms_since_progress");
   out.draining = r.boolean("draining");
   return r.finish("Heartbeat");

@@ -24,7 +24,7 @@ struct GenerateRequest {
   std::string request_id;            // x-request-id, for logs
   std::vector<std::int32_t> prompt;  // at least one token
   std::uint32_t n = 1;
-  std::uint32_t max_new_tokens = 16;
+  std::uint32_t max_new_tokens = 16;  // 0: only the prompt's log-probabilities, then an end
   std::uint32_t min_new_tokens = 0;
   std::vector<std::int32_t> stop_token_ids;  // empty with ignore_eos
   SamplingParams sampling;                   // seed resolved

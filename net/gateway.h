@@ -7,11 +7,11 @@
 //
 // How a request ends when something fails:
 //   never admitted                     submit() gives the Error
-//   waited too long, nothing started   next() gives kDeadlineExceeded, field
-//   "gateway.queue_timeout" its consumer is too slow           next() gives kResourceExhausted,
-//   field "gateway.stream_buffer_tokens" gateway stopped                    next() gives
-//   kUnavailable one choice failed (its cell died)  a TokenEvent without token,
-//   FinishReason::kError and a sentence
+//   waited too long, nothing started   next() gives kResourceExhausted, "gateway.queue_timeout"
+//   its consumer is too slow           next() gives kResourceExhausted,
+//                                      "gateway.stream_buffer_tokens"
+//   gateway stopped                    next() gives kUnavailable
+//   one choice failed (its cell died)  a TokenEvent without token, kError and a sentence
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>

@@ -59,13 +59,16 @@ Error GatewayCore::refuse_draining() {
 Result<void> GatewayCore::check(const GenerateRequest& request) const {
   if (request.prompt.empty()) return invalid("prompt", "must have at least one token");
   if (request.n == 0) return invalid("n", "must be at least 1");
-  if (request.max_new_tokens == 0) return invalid("max_tokens", "must be at least 1");
+  const bool draws = request.max_new_tokens > 0;
+  if (!draws && !request.sampling.prompt_logprobs) {
+    return invalid("max_tokens", "must be at least 1 where no prompt log-probabilities are asked");
+  }
   const std::uint32_t context = max_context_;
-  if (context != 0 && request.prompt.size() >= context) {
+  const std::uint32_t room = draws ? context - 1 : context;
+  if (context != 0 && request.prompt.size() > room) {
     return invalid("prompt",
-                   fmt::format("has {} tokens; with at least one to generate, {} fit into "
-                               "the context",
-                               request.prompt.size(), context - 1));
+                   fmt::format("has {} tokens; {}{} fit into the context", request.prompt.size(),
+                               draws ? "with at least one to generate, " : "", room));
   }
   return {};
 }
@@ -161,8 +164,6 @@ bool GatewayCore::dispatch(RequestId id, Cell& cell) {
   sequence.stream->dispatched = true;
   ++cell.assigned;
   release(1, sequence.prompt_tokens);
-  metrics_.queue_time.observe(
-      std::chrono::duration<double>(Clock::now() - sequence.admitted).count());
   return true;
 }
 
@@ -182,7 +183,7 @@ void GatewayCore::expire_queue(Clock::time_point now) {
       fail_sequence(id, FailureCause::kQueueTimeout, sentence);
     } else {
       fail_stream(*stream, FailureCause::kQueueTimeout,
-                  {ErrorCode::kDeadlineExceeded, "gateway.queue_timeout", sentence});
+                  {ErrorCode::kResourceExhausted, "gateway.queue_timeout", sentence});
     }
     stream->wake();
   }

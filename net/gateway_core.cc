@@ -81,22 +81,46 @@ void GatewayCore::on_prompt_logprobs(const Assignment& from, PromptLogprobsEvent
 
 void GatewayCore::deliver(RequestId id, Sequence& sequence, TokenEvent&& event,
                           Clock::time_point now) {
-  const FinishReason reason = event.finish;
   touched_.push_back(sequence.stream);
-  if (event.has_token) observe_token(sequence, now);
-  if (reason == FinishReason::kError) {
+  if (event.has_token) {
+    observe_token(sequence, event, now);
+  } else if (sequence.generated == 0 &&
+             (event.finish == FinishReason::kStop || event.finish == FinishReason::kLength)) {
+    observe_start(sequence, event, now);  // only the prompt's log-probabilities were asked for
+  }
+  if (event.finish == FinishReason::kError) {
     spdlog::warn("gateway: sequence {} ended with an error of its cell: {}", id, event.error);
     count_failure(FailureCause::kCellError, 1);
+  } else if (event.finish == FinishReason::kCancelled) {
+    // What is cancelled here is forgotten at once (recall), so this is no wish of ours: the cell
+    // ends and lets go of what it ran.
+    spdlog::warn("gateway: sequence {} was given up by its cell: {}", id, event.error);
+    count_failure(FailureCause::kCellLost, 1);
+    event.finish = FinishReason::kError;
+    event.error = fmt::format("the cell gave this answer up ({}); send the request again",
+                              event.error.empty() ? "it gave no reason" : event.error);
   }
+  const FinishReason reason = event.finish;
   if (!push(*sequence.stream, {sequence.choice, std::move(event)})) return;
   if (reason != FinishReason::kNone) finish(id, reason);
 }
 
-void GatewayCore::observe_token(Sequence& sequence, Clock::time_point now) {
+// The prompt has been computed. Cells tell an age, since clocks of two machines differ; the way of
+// the event counts as waiting.
+void GatewayCore::observe_start(Sequence& sequence, const TokenEvent& event,
+                                Clock::time_point now) {
+  const auto age = std::chrono::microseconds(event.since_scheduled_us);
+  sequence.scheduled = std::max<Clock::time_point>(now - age, sequence.admitted);
+  sequence.first_token = sequence.last_token = now;
+  metrics_.queue_time.observe(seconds(sequence.scheduled - sequence.admitted));
+  metrics_.prompt_tokens.add(sequence.prompt_tokens);
+}
+
+void GatewayCore::observe_token(Sequence& sequence, const TokenEvent& event,
+                                Clock::time_point now) {
   if (sequence.generated++ == 0) {
-    sequence.first_token = now;
+    observe_start(sequence, event, now);
     metrics_.first_token.observe(seconds(now - sequence.admitted));
-    metrics_.prompt_tokens.add(sequence.prompt_tokens);
   } else {
     metrics_.inter_token.observe(seconds(now - sequence.last_token));
   }
@@ -146,6 +170,10 @@ void GatewayCore::finish(RequestId id, FinishReason reason) {
       metrics_.latency.observe(seconds(Clock::now() - sequence.admitted));
       metrics_.request_prompt.observe(sequence.prompt_tokens);
       metrics_.request_generation.observe(sequence.generated);
+      // All of it: no cell keeps prompts.
+      metrics_.prefill_computed.observe(sequence.prompt_tokens);
+      metrics_.prefill_time.observe(seconds(sequence.first_token - sequence.scheduled));
+      metrics_.inference_time.observe(seconds(sequence.last_token - sequence.scheduled));
       const double decode = seconds(sequence.last_token - sequence.first_token);
       if (sequence.generated > 0) metrics_.decode_time.observe(decode);
       if (sequence.generated > 1)

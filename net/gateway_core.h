@@ -70,7 +70,8 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     std::uint32_t generated = 0;
     bool in_cell = false;
     Clock::time_point admitted;
-    Clock::time_point first_token;
+    Clock::time_point scheduled;    // in its cell's first step for it; known from the first event
+    Clock::time_point first_token;  // or the end, where no token was asked for
     Clock::time_point last_token;
   };
   // Kept after the cell has gone, so that counters of the same epoch go on from where they were.
@@ -106,7 +107,8 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
 
   // Ends of sequences and streams.
   void deliver(RequestId id, Sequence& sequence, TokenEvent&& event, Clock::time_point now);
-  void observe_token(Sequence& sequence, Clock::time_point now);
+  void observe_start(Sequence& sequence, const TokenEvent& event, Clock::time_point now);
+  void observe_token(Sequence& sequence, const TokenEvent& event, Clock::time_point now);
   void finish(RequestId id, FinishReason reason);
   void cancel_choice(StreamState& stream, std::uint32_t choice);
   void abandon(StreamState& stream);

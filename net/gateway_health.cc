@@ -75,6 +75,10 @@ void GatewayCore::on_cell_changed(const CellView& view) {
   if (view.state != CellState::kJoining && view.state != CellState::kGone) {
     cell.steps.add(grown(cell.view.status.steps, view.status.steps));
     metrics_.preemptions.add(grown(cell.view.status.preemptions, view.status.preemptions));
+    metrics_.recomputed_tokens.add(
+        grown(cell.view.status.recomputed_tokens, view.status.recomputed_tokens));
+    metrics_.corrupted_requests.add(
+        grown(cell.view.status.corrupted_sequences, view.status.corrupted_sequences));
     cell.view = view;
   } else {
     cell.view.state = view.state;

@@ -19,6 +19,8 @@ GatewayMetrics::GatewayMetrics(Exporter* e) : exporter(e) {
   prompt_tokens = e->counter<Metric::kPromptTokens>();
   generation_tokens = e->counter<Metric::kGenerationTokens>();
   preemptions = e->counter<Metric::kPreemptions>();
+  recomputed_tokens = e->counter<Metric::kPromptTokensRecomputed>();
+  corrupted_requests = e->counter<Metric::kCorruptedRequests>();
   ended_stop = e->counter<Metric::kRequestSuccess>("stop");
   ended_length = e->counter<Metric::kRequestSuccess>("length");
   ended_abort = e->counter<Metric::kRequestSuccess>("abort");
@@ -28,9 +30,12 @@ GatewayMetrics::GatewayMetrics(Exporter* e) : exporter(e) {
   per_output_token = e->histogram<Metric::kTimePerOutputToken>();
   latency = e->histogram<Metric::kRequestLatency>();
   queue_time = e->histogram<Metric::kQueueTime>();
+  prefill_time = e->histogram<Metric::kPrefillTime>();
   decode_time = e->histogram<Metric::kDecodeTime>();
+  inference_time = e->histogram<Metric::kInferenceTime>();
   request_prompt = e->histogram<Metric::kRequestPromptTokens>();
   request_generation = e->histogram<Metric::kRequestGenerationTokens>();
+  prefill_computed = e->histogram<Metric::kPrefillKvComputedTokens>();
   params_n = e->histogram<Metric::kRequestParamsN>();
   params_max_tokens = e->histogram<Metric::kRequestParamsMaxTokens>();
   rejected_queue_full = e->counter<Metric::kAdmissionRejections>("queue_full");

@@ -154,7 +154,7 @@ GenerateRequest PreparedRequest::engine_request(std::size_t prompt, const std::s
   out.request_id = request_id;
   out.prompt = prompts[prompt].ids;
   out.n = params.n;
-  out.max_new_tokens = std::max(prompts[prompt].max_new_tokens, 1U);
+  out.max_new_tokens = prompt_only ? 0 : std::max(prompts[prompt].max_new_tokens, 1U);
   out.min_new_tokens = std::min(params.min_tokens, out.max_new_tokens);
   out.stop_token_ids = params.stop_token_ids;
   if (!params.ignore_eos) {

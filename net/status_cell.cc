@@ -76,6 +76,21 @@ Json status_of_worker(const CellTelemetry::Worker& now, const CellTelemetry::Wor
   return worker;
 }
 
+// The oldest sample of the span with a report of every worker that the latest has one of: a cell's
+// first samples come before its workers' first reports, and all lanes are compared over one time.
+const CellSample& reports_before(const StatusWindow<CellSample>& samples) {
+  const CellSample& now = samples.latest();
+  for (const CellSample& sample : samples.samples()) {
+    if (now.at - sample.at > kStatusRateSpan) continue;
+    const bool complete =
+        std::ranges::all_of(now.telemetry.workers, [&](const CellTelemetry::Worker& w) {
+          return find_worker(sample.telemetry, w) != nullptr;
+        });
+    if (complete) return sample;
+  }
+  return now;
+}
+
 // What two samples say; all null without two recent ones.
 void add_rates(const CellFigures& f, Json& cell) {
   for (const char* name : {"steps_per_s", "generated_tokens_per_s", "prompt_tokens_per_s",
@@ -106,11 +121,13 @@ void add_rates(const CellFigures& f, Json& cell) {
   cell["prompt_tokens_per_s"] = rate(before.status.prompt_tokens, now.status.prompt_tokens);
   cell["busy_ratio"] = rounded(
       std::min(1.0, grown(before.telemetry.busy_ns, now.telemetry.busy_ns) * 1e-9 / seconds));
-  const auto rows = rows_between(before.telemetry, now.telemetry);
+  const CellSample& first = reports_before(f.samples);
+  const double reported = seconds_between(first.at, now.at);
+  if (reported <= 0) return;  // one report says nothing of a rate
+  const auto rows = rows_between(first.telemetry, now.telemetry);
   for (const CellTelemetry::Worker& w : now.telemetry.workers) {
-    const CellTelemetry::Worker* old = find_worker(before.telemetry, w);
-    cell["workers"].push_back(
-        status_of_worker(w, old == nullptr ? w : *old, rows, f.view.info.lanes, seconds));
+    const CellTelemetry::Worker* old = find_worker(first.telemetry, w);
+    cell["workers"].push_back(status_of_worker(w, *old, rows, f.view.info.lanes, reported));
   }
 }
 

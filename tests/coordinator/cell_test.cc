@@ -190,7 +190,10 @@ TEST(Cell, AStepThatDoesNotEndFailsTheCellWithinTheDeadline) {
   EXPECT_TRUE(got.wait([&] { return !got.failure.empty(); }));
   EXPECT_NE(got.failure.find("deadline of 300 ms"), std::string::npos) << got.failure;
   EXPECT_FALSE(running.end());
-  EXPECT_TRUE(got.last.contains(1)) << "what ran must be told";
+  ASSERT_TRUE(got.last.contains(1)) << "what ran must be told";
+  EXPECT_EQ(got.last[1].finish, FinishReason::kError) << "nobody wished for this end";
+  EXPECT_NE(got.last[1].error.find(got.failure), std::string::npos) << got.last[1].error;
+  EXPECT_FALSE(cell.submit(make_request(2, 5, 5, kVocab))) << "nobody would ever answer it";
 }
 
 // Answers one plan after the other, each after a while.
@@ -207,6 +210,51 @@ class SlowLink final : public ScriptedLink {
  private:
   std::chrono::milliseconds step_;
 };
+
+TEST(Cell, AStopCancelsWhatRuns) {
+  Cell::Options o = options();
+  o.step_deadline = 20s;
+  SlowLink link(o.limits, 20ms);
+  Collected got;
+  RunningCell running(o, link, got.callbacks());
+  ASSERT_TRUE(running.cell.submit(make_request(1, 5, 900, kVocab)));
+  EXPECT_TRUE(got.wait([&] { return !got.output[1].empty(); }));
+  EXPECT_TRUE(running.end());
+  EXPECT_EQ(got.last[1].finish, FinishReason::kCancelled);
+  EXPECT_EQ(got.failure, "");
+}
+
+// The wait for a slot is no part of it.
+TEST(Cell, TheFirstEventTellsHowLongAgoTheFirstStepWas) {
+  Cell::Options o = options();
+  o.limits.stages = o.limits.lanes = o.limits.max_sequences = 1;
+  o.step_deadline = 20s;
+  SlowLink link(o.limits, 20ms);
+  Collected got;
+  CellCallbacks callbacks = got.callbacks();
+  using Timed = std::pair<TokenEvent, std::chrono::steady_clock::time_point>;
+  std::map<RequestId, std::vector<Timed>> events;
+  callbacks.on_tokens = [&events, collect = callbacks.on_tokens](std::vector<TokenEvent> batch) {
+    for (const TokenEvent& e : batch) {
+      events[e.id].emplace_back(e, std::chrono::steady_clock::now());
+    }
+    collect(std::move(batch));
+  };
+  {
+    RunningCell running(o, link, callbacks);
+    for (const RequestId id : {1U, 2U}) {
+      ASSERT_TRUE(running.cell.submit(make_request(id, 5, 5, kVocab)));
+    }
+    EXPECT_TRUE(got.wait([&] { return got.last.size() == 2; }));
+  }
+  for (const auto& [id, told] : events) {
+    ASSERT_EQ(told.size(), 5U);
+    EXPECT_GE(told[0].first.since_scheduled_us, 20'000U) << id;
+    for (std::size_t i = 1; i < 5; ++i) EXPECT_EQ(told[i].first.since_scheduled_us, 0U) << id;
+  }
+  const auto since_the_first = events[2][0].second - events[1][4].second;
+  EXPECT_LE(std::chrono::microseconds(events[2][0].first.since_scheduled_us), since_the_first);
+}
 
 // Two plans in flight: the second is sent with the first, but its time begins when that one ends.
 TEST(Cell, AStepBeginsWhenTheOneBeforeHasEnded) {
@@ -250,6 +298,30 @@ TEST(Cell, AFailedLinkFailsTheCell) {
   ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kVocab)));
   EXPECT_TRUE(got.wait([&] { return !got.failure.empty(); }));
   EXPECT_EQ(got.failure, "rank 3 is gone");
+}
+
+// Fails just after a further request has come into the mailbox.
+class LastMomentLink final : public ScriptedLink {
+ public:
+  using ScriptedLink::ScriptedLink;
+  std::optional<StepResult> receive(std::chrono::microseconds) override {
+    EXPECT_TRUE(cell->submit(make_request(2, 5, 5, kVocab)));
+    throw std::runtime_error("rank 3 is gone");
+  }
+  Cell* cell = nullptr;
+};
+
+TEST(Cell, WhatAFailedCellHadNotTakenUpYetIsToldAsWell) {
+  LastMomentLink link(options().limits);
+  Collected got;
+  Cell cell(options(), link, got.callbacks());
+  link.cell = &cell;
+  ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kVocab)));
+  EXPECT_FALSE(cell.run());
+  for (const RequestId id : {1U, 2U}) {
+    ASSERT_TRUE(got.last.contains(id)) << id;
+    EXPECT_EQ(got.last[id].finish, FinishReason::kError) << id;
+  }
 }
 
 }  // namespace

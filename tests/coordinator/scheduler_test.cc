@@ -290,8 +290,13 @@ TEST(AsyncScheduler, APreemptedSequenceWaitsForItsToken) {
   }
   harness.run();
   EXPECT_EQ(harness.output, expected);
-  EXPECT_GT(harness.scheduler.status().preemptions, 0U);
-  EXPECT_EQ(harness.scheduler.status().kv_tokens_used, 0U);
+  const CellStatus status = harness.scheduler.status();
+  EXPECT_GT(status.preemptions, 0U);
+  EXPECT_EQ(status.kv_tokens_used, 0U);
+  // Without preemption each token but the last is fed once.
+  EXPECT_GT(status.recomputed_tokens, 0U);
+  EXPECT_EQ(harness.workers().tokens_fed(), 2U * (8 + 16 - 1) + status.recomputed_tokens);
+  EXPECT_THAT(harness.scheduler.take_first_planned(), ElementsAre(1, 2)) << "once, not again";
 }
 
 TEST(AsyncScheduler, ACancelledSequenceIsInNoLaterPlan) {
@@ -395,6 +400,41 @@ TEST_P(SchedulerModes, PromptLogprobsComeOnceAndWholeEvenAfterPreemption) {
   }
 }
 
+// Nothing is drawn, so nothing needs room behind the prompt.
+TEST_P(SchedulerModes, APromptThatFillsTheContextIsScored) {
+  SchedulerLimits limits = GetParam() ? async_limits() : small_limits();
+  limits.lanes = 1;
+  limits.blocks = 25;  // 100 tokens, the context
+  Harness harness(limits);
+  const auto scored = [](RequestId id, std::uint32_t tokens) {
+    SequenceRequest request = make_request(id, tokens, 0, kVocab);
+    request.sampling.prompt_logprobs = true;
+    return request;
+  };
+  for (const auto& [id, tokens] : std::map<RequestId, std::uint32_t>{{1, 100}, {2, 1}, {3, 17}}) {
+    ASSERT_TRUE(harness.scheduler.submit(scored(id, tokens)).has_value());
+  }
+  const SequenceRequest other = make_request(4, 30, 20, kVocab);
+  ASSERT_TRUE(harness.scheduler.submit(other).has_value());
+  harness.run();
+  EXPECT_EQ(harness.prompt_logprobs.at(1).targets.size(), 99U);
+  EXPECT_EQ(harness.prompt_logprobs.at(2).targets.size(), 0U);
+  EXPECT_EQ(harness.prompt_logprobs.at(3).targets.size(), 16U);
+  for (const RequestId id : {1U, 2U, 3U}) {
+    EXPECT_TRUE(harness.output[id].empty()) << id;
+    EXPECT_EQ(harness.finish.at(id), FinishReason::kLength) << id;
+  }
+  EXPECT_EQ(harness.output[4], expected_output(other, kVocab));
+  EXPECT_EQ(harness.scheduler.status().kv_tokens_used, 0U);
+  EXPECT_EQ(harness.scheduler.submit(scored(5, 101)).error().field, "prompt");
+  SequenceRequest drawn = scored(6, 100);
+  drawn.max_new_tokens = 1;
+  EXPECT_EQ(harness.scheduler.submit(drawn).error().field, "prompt");
+  SequenceRequest further = scored(7, 50);
+  further.prompt_tokens = 49;
+  EXPECT_EQ(harness.scheduler.submit(further).error().field, "max_new_tokens");
+}
+
 TEST(Scheduler, HistoryGoesWithASequenceThatNeedsIt) {
   SchedulerLimits limits = small_limits();
   limits.stages = limits.lanes = 1;
@@ -477,6 +517,7 @@ TEST(Scheduler, LogitsThatAreNotFiniteEndTheSequenceWithAnError) {
   ASSERT_EQ(events->tokens.size(), 1U);
   EXPECT_FALSE(events->tokens[0].has_token);
   EXPECT_EQ(events->tokens[0].finish, FinishReason::kError);
+  EXPECT_EQ(scheduler.status().corrupted_sequences, 1U);
   EXPECT_TRUE(scheduler.idle());
 }
 

@@ -406,7 +406,7 @@ TEST_F(ApiTest, Echo) {
     EXPECT_EQ(choice["text"].get<std::string>().substr(logprobs["text_offset"][i], token.size()),
               token);
   }
-  // Only the prompt: the token that the engine needs to be asked for is not shown.
+  // Only the prompt: no token is asked for.
   body = post(
       "/v1/completions",
       R"({"model":"lfm2","prompt":"Once upon a time","max_tokens":0,"echo":true,"logprobs":1})");
@@ -415,6 +415,8 @@ TEST_F(ApiTest, Echo) {
   EXPECT_EQ(body["choices"][0]["finish_reason"], "length");
   EXPECT_EQ(body["usage"]["completion_tokens"], 0);
   EXPECT_EQ(engine_.requests.size(), 2U);
+  EXPECT_EQ(engine_.requests.back().max_new_tokens, 0U);
+  EXPECT_EQ(engine_.cancels, 0) << "it ends by itself";
   body = post("/v1/completions",
               R"({"model":"lfm2","prompt":"Once upon a time","max_tokens":0,"echo":true})");
   EXPECT_EQ(body["choices"][0]["text"], "Once upon a time");
@@ -528,10 +530,16 @@ TEST_F(ApiTest, EngineFailures) {
   const Json error = post("/v1/completions", completion(), 500)["error"];
   EXPECT_EQ(error["type"], "server_error");
   EXPECT_EQ(error["message"], "the cell gave up");
+  EXPECT_EQ(observed_.outcomes.back().end, RequestEnd::kFailed);
+  EXPECT_FALSE(observed_.outcomes.back().began);
+  EXPECT_EQ(observed_.rejections, std::vector<std::string>{"500 internal_error"});
   // After the first byte: one event with the error, and no [DONE].
   auto chunks = stream("/v1/completions", completion(R"("stream":true,"n":2)"));
   EXPECT_EQ(chunks.back()["error"]["message"], "the cell gave up");
   EXPECT_EQ(std::count(chunks.begin(), chunks.end(), Json("[DONE]")), 0);
+  EXPECT_EQ(observed_.outcomes.back().end, RequestEnd::kFailed);
+  EXPECT_TRUE(observed_.outcomes.back().began);
+  EXPECT_EQ(observed_.rejections.size(), 1U) << "its status was 200";
   {
     const std::lock_guard lock(engine_.mutex);
     engine_.script.choice_error_after = SIZE_MAX;
@@ -667,10 +675,11 @@ TEST_F(ApiTest, OtherRoutes) {
   ASSERT_EQ(models["data"].size(), 2U);
   EXPECT_EQ(models["data"][0]["id"], "lfm2");
   EXPECT_EQ(models["data"][0]["max_model_len"], 2000);
+  EXPECT_EQ(models["data"][0]["vocab_size"], tokenizer().vocab_size());
   EXPECT_EQ(Json::parse(client.get("/v1/models/org/alias").body())["id"], "org/alias");
   EXPECT_EQ(Json::parse(client.get("/v1/models/org%2Falias").body())["id"], "org/alias");
   EXPECT_EQ(client.get("/v1/models/none").result_int(), 404U);
-  EXPECT_EQ(Json::parse(client.get("/version").body())["version"], "0.1.0");
+  EXPECT_EQ(Json::parse(client.get("/version").body())["version"], std::string(kVersion));
 
   const Json tokens = post("/tokenize", R"({"prompt":"Hi there","return_token_strs":true})");
   const auto expected = tokenizer().encode("Hi there", {.add_special = true}).value();

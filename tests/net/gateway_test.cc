@@ -83,6 +83,32 @@ TEST(Gateway, BadRequestsAreRefusedByField) {
   EXPECT_EQ(field(GatewayHarness::request(std::vector<std::int32_t>(4096, 1))), "prompt");
   EXPECT_EQ(field(GatewayHarness::request({1}, 0)), "max_tokens");
   EXPECT_EQ(field(GatewayHarness::request({1}, 1, 0)), "n");
+  auto scored = GatewayHarness::request(std::vector<std::int32_t>(4097, 1), 0);
+  scored.sampling.prompt_logprobs = true;
+  EXPECT_EQ(field(std::move(scored)), "prompt");
+}
+
+// A prompt as long as the context, of which only the log-probabilities are asked.
+TEST(Gateway, APromptIsScoredWithoutAToken) {
+  GatewayHarness h;
+  ScriptedCell cell(h.port(), cell_info(), false);
+  ASSERT_TRUE(h.wait_ready());
+  auto request = GatewayHarness::request(std::vector<std::int32_t>(4096, 1), 0);
+  request.sampling.prompt_logprobs = true;
+  auto stream = h.submit(std::move(request));
+  ASSERT_TRUE(cell.wait_submitted(1));
+  const SequenceRequest r = cell.submitted()[0];
+  EXPECT_EQ(r.max_new_tokens, 0U);
+  cell.endpoint->publish(PromptLogprobsEvent{r.id, std::vector<TokenLogprob>(4095), {}});
+  cell.endpoint->publish({{.id = r.id, .has_token = false, .finish = FinishReason::kLength}});
+  ASSERT_TRUE(h.get(stream->next()));
+  const StreamResult result = h.read(*stream);
+  EXPECT_TRUE(result.choices[0].tokens.empty());
+  EXPECT_EQ(result.choices[0].finish, FinishReason::kLength);
+  EXPECT_EQ(h.stats().finished_ok, 1U);
+  EXPECT_EQ(h.exporter.counter<Metric::kPromptTokens>().value(), 4096);
+  EXPECT_EQ(h.exporter.counter<Metric::kGenerationTokens>().value(), 0);
+  EXPECT_EQ(h.exporter.counter<Metric::kRequestSuccess>("length").value(), 1);
 }
 
 TEST(Gateway, RepeatedTokensAreDroppedAndAGapEndsTheRequest) {
@@ -122,6 +148,36 @@ TEST(Gateway, CellDeathMidStreamIsAnExplicitError) {
   EXPECT_NE(end->error.find("the cell that computed this answer was lost"), std::string::npos);
   EXPECT_TRUE(eventually([&] { return !h.gateway->status().ready; }));
   EXPECT_EQ(h.stats().failed, 1U);
+}
+
+// Whatever a cell calls it: an answer that nobody here cancelled has failed.
+TEST(Gateway, WhatACellEndsOfItselfHasFailed) {
+  GatewayHarness h;
+  ScriptedCell cell(h.port(), cell_info(), false);
+  ASSERT_TRUE(h.wait_ready());
+  auto stream = h.submit(GatewayHarness::request({3}, 16, 2));
+  ASSERT_TRUE(cell.wait_submitted(2));
+  const auto sequences = cell.submitted();
+  const auto end = [](const SequenceRequest& r, FinishReason finish, std::string why) {
+    return TokenEvent{.id = r.id, .has_token = false, .finish = finish, .error = std::move(why)};
+  };
+  cell.endpoint->publish(
+      {cell.event(sequences[0], 0),
+       end(sequences[0], FinishReason::kError, "the cell failed: step 5 passed its deadline"),
+       end(sequences[1], FinishReason::kCancelled, "the cell is ending")});
+  const StreamResult result = h.read(*stream, 2);
+  ASSERT_FALSE(result.error);
+  EXPECT_EQ(result.choices[0].finish, FinishReason::kError);
+  EXPECT_NE(result.choices[0].error.find("step 5 passed"), std::string::npos);
+  EXPECT_EQ(result.choices[1].finish, FinishReason::kError);
+  EXPECT_NE(result.choices[1].error.find("the cell is ending"), std::string::npos);
+  EXPECT_EQ(h.stats().failed, 2U);
+  EXPECT_EQ(h.stats().cancelled, 0U);
+  Exporter& e = h.exporter;
+  EXPECT_EQ(e.counter<Metric::kRequestSuccess>("error").value(), 2);
+  EXPECT_EQ(e.counter<Metric::kRequestSuccess>("abort").value(), 0);
+  EXPECT_EQ(e.counter<Metric::kSequencesFailed>("cell_error").value(), 1);
+  EXPECT_EQ(e.counter<Metric::kSequencesFailed>("cell_lost").value(), 1);
 }
 
 TEST(Gateway, ACellsRefusalReachesTheClient) {
@@ -229,7 +285,7 @@ TEST(Gateway, QueueTimeoutIsNamed) {
   auto waiting = h.submit(GatewayHarness::request({2}));
   const auto refused = h.read(*waiting);
   ASSERT_TRUE(refused.error);
-  EXPECT_EQ(refused.error->code, ErrorCode::kDeadlineExceeded);
+  EXPECT_EQ(refused.error->code, ErrorCode::kResourceExhausted);
   EXPECT_EQ(refused.error->field, "gateway.queue_timeout");
   const auto end = h.read_one(*partly);
   ASSERT_TRUE(end);
@@ -375,6 +431,53 @@ TEST(Gateway, MetricsCountWhatHappened) {
   EXPECT_TRUE(eventually(
       [&] { return std::isnan(h.exporter.gauge<Metric::kCellHeartbeatAge>("a").value()); }));
   EXPECT_EQ(h.exporter.gauge<Metric::kCellSlots>("a").value(), 0);
+}
+
+// A sequence may wait in its cell as well: its queue ends with its first step.
+TEST(Gateway, TimesOfARequestAddUp) {
+  GatewayHarness h;
+  ScriptedCell cell(h.port(), cell_info(), false);
+  ASSERT_TRUE(h.wait_ready());
+  auto stream = h.submit(GatewayHarness::request({1, 2, 3}, 2));
+  ASSERT_TRUE(cell.wait_submitted(1));
+  const SequenceRequest r = cell.submitted()[0];
+  std::this_thread::sleep_for(60ms);
+  TokenEvent first = cell.event(r, 0);
+  first.since_scheduled_us = 20'000;
+  cell.endpoint->publish({first});
+  ASSERT_TRUE(h.read_one(*stream));
+  cell.endpoint->publish({cell.event(r, 1, FinishReason::kLength)});
+  ASSERT_TRUE(h.read_one(*stream));
+  const std::string text = h.exporter.render();
+  const auto sum = [&](const std::string& name) {
+    const std::string series = "\nvllm:" + name + "_sum{engine=\"0\",model_name=\"test-model\"} ";
+    const std::size_t at = text.find(series);
+    EXPECT_NE(at, std::string::npos) << name;
+    return at == std::string::npos ? -1 : std::stod(text.substr(at + series.size()));
+  };
+  const double queue = sum("request_queue_time_seconds");
+  const double prefill = sum("request_prefill_time_seconds");
+  EXPECT_NEAR(prefill, 0.02, 1e-6);
+  EXPECT_GE(queue, 0.04 - 1e-6) << "it waited in the cell for that long";
+  EXPECT_NEAR(queue + prefill, sum("time_to_first_token_seconds"), 1e-6);
+  EXPECT_NEAR(prefill + sum("request_decode_time_seconds"), sum("request_inference_time_seconds"),
+              1e-6);
+  EXPECT_EQ(sum("request_prefill_kv_computed_tokens"), 3);
+}
+
+TEST(Gateway, WhatCellsCountBecomesMetrics) {
+  GatewayHarness h;
+  ScriptedCell cell(h.port(), cell_info());
+  CellStatus status{.steps = 1, .recomputed_tokens = 5, .corrupted_sequences = 2};
+  cell.set_status(status);
+  const auto value = [&] {
+    return std::pair(h.exporter.counter<Metric::kPromptTokensRecomputed>().value(),
+                     h.exporter.counter<Metric::kCorruptedRequests>().value());
+  };
+  EXPECT_TRUE(eventually([&] { return value() == std::pair(5.0, 2.0); }));
+  status.recomputed_tokens = 12;
+  cell.set_status(status);
+  EXPECT_TRUE(eventually([&] { return value() == std::pair(12.0, 2.0); }));
 }
 
 TEST(Gateway, WhatCellsMeasureBecomesMetrics) {

@@ -103,7 +103,10 @@ class ScriptedStream : public GenerationStream {
     std::size_t& at = next_[choice];
     TokenEvent event;
     event.index = static_cast<std::uint32_t>(at);
-    if (choice == 0 && at == script_.choice_error_after) {
+    if (request_.max_new_tokens == 0) {  // the prompt's log-probabilities were all
+      event.has_token = false;
+      event.finish = FinishReason::kLength;
+    } else if (choice == 0 && at == script_.choice_error_after) {
       event.has_token = false;
       event.finish = FinishReason::kError;
       event.error = "the cell gave up";

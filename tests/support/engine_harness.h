@@ -49,6 +49,7 @@ class EngineHarness {
       const std::lock_guard lock(mutex_);
       for (TokenEvent& e : events) {
         if (e.finish != FinishReason::kNone) ++finished_;
+        e.since_scheduled_us = 0;  // time may differ where all else must not
         outputs_[e.id].events.push_back(std::move(e));
       }
       changed_.notify_all();
@@ -111,7 +112,12 @@ inline ClusterConfig test_config(const std::string& model) {
   return config;
 }
 
-// Makes a checkpoint with scripts/make_random_checkpoint.py, once per build folder.
+// What a Python script of ours writes to its --out, a file or a folder: made once per build folder
+// and kept under `name`.
+std::string made_by(const std::string& script, const std::string& name,
+                    const std::vector<std::string>& arguments);
+
+// A checkpoint of scripts/make_random_checkpoint.py.
 std::string random_checkpoint(const std::string& name, const std::vector<std::string>& arguments);
 
 // The root of the sources, where models/ and scripts/ are.

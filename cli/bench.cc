@@ -117,8 +117,9 @@ void add_bench_command(CLI::App& app, std::function<void(int)> done) {
       ->capture_default_str();
   bench->add_option("--warmup", o->warmup, "requests before the clock starts")
       ->capture_default_str();
-  bench->add_option("--token-range", *range, "first id and end of the random ids")
-      ->capture_default_str();
+  bench->add_option("--token-range", *range,
+                    "first id and end of the random ids (default: up to 1000 and 30000 of the "
+                    "vocabulary that /v1/models tells)");
   bench->add_option("--timeout", o->timeout_s, "seconds for one request")->capture_default_str();
   bench->add_option("--extra-body", o->extra_body, "JSON object added to every request");
   bench->add_option("--output", o->output_file, "write the report as JSON to this file");

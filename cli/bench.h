@@ -31,12 +31,12 @@ struct BenchOptions {
   bool ignore_eos = true;
   double temperature = 0;
   std::uint64_t seed = 0;
-  std::uint32_t warmup = 1;            // requests before the clock starts
-  std::int32_t first_token_id = 1000;  // random ids are taken from [first, last)
-  std::int32_t last_token_id = 30000;
-  double timeout_s = 600;   // of one request, connection included
-  std::string extra_body;   // JSON object whose members are added to every request
-  std::string output_file;  // JSON report
+  std::uint32_t warmup = 1;         // requests before the clock starts
+  std::int32_t first_token_id = 0;  // random ids are taken from [first, last);
+  std::int32_t last_token_id = 0;   // both 0: from what the server says of its vocabulary
+  double timeout_s = 600;           // of one request, connection included
+  std::string extra_body;           // JSON object whose members are added to every request
+  std::string output_file;          // JSON report
   std::string label;
   bool allow_failures = false;
 };

@@ -98,6 +98,15 @@ Result<BenchTarget> parse_target(const std::string& url) {
   return target;
 }
 
+Result<void> resolve(BenchTarget& target) {
+  asio::io_context io(1);
+  error_code error;
+  target.addresses = asio::ip::tcp::resolver(io).resolve(target.host, target.port, error);
+  if (!error) return {};
+  return Error{ErrorCode::kUnavailable, "url",
+               fmt::format("{}:{}: {}", target.host, target.port, error.message())};
+}
+
 BenchClient::BenchClient(asio::any_io_executor executor, const BenchTarget& target,
                          std::chrono::milliseconds timeout)
     : target_(target), timeout_(timeout), stream_(std::move(executor)) {}

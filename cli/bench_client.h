@@ -29,6 +29,10 @@ struct BenchTarget {
 // Splits http://host[:port][/path]; a trailing /v1 is dropped. Other schemes are refused.
 Result<BenchTarget> parse_target(const std::string& url);
 
+// Looks up `target.addresses`. Waits as long as the system's resolver does; kUnavailable, field
+// "url".
+Result<void> resolve(BenchTarget& target);
+
 struct HttpAnswer {
   unsigned status = 0;
   std::string body;

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <exception>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "kernels/philox.h"
 
@@ -30,6 +31,31 @@ json messages_of(const std::string& text) {
   return json::array({{{"role", "user"}, {"content", text}}});
 }
 
+struct ServedModel {
+  std::string name;              // empty: the answer names none
+  std::uint32_t vocab_size = 0;  // 0: the answer does not say
+};
+
+// Of an answer of /v1/models: the model `name`, or the first when that is empty. The vocabulary's
+// size stands where Millrace or llama-server (meta.n_vocab) put it.
+ServedModel find_served(const std::string& answer, const std::string& name) {
+  const json body = json::parse(answer, nullptr, false);
+  if (!body.is_object() || !body.contains("data") || !body["data"].is_array()) return {};
+  for (const json& model : body["data"]) {
+    if (!model.is_object() || !model.contains("id") || !model["id"].is_string()) continue;
+    ServedModel served{.name = model["id"].get<std::string>()};
+    if (!name.empty() && served.name != name) continue;
+    for (const char* place : {"/vocab_size", "/meta/n_vocab"}) {
+      const json::json_pointer at(place);
+      if (model.contains(at) && model[at].is_number_unsigned()) {
+        served.vocab_size = model[at].get<std::uint32_t>();
+      }
+    }
+    return served;
+  }
+  return {};
+}
+
 class Load {
  public:
   Load(const BenchOptions& options, BenchTarget target)
@@ -43,13 +69,7 @@ class Load {
                .last_id = options.last_token_id} {}
 
   Result<LoadResult> run() {
-    asio::ip::tcp::resolver resolver(io_);
-    boost::system::error_code error;
-    target_.addresses = resolver.resolve(target_.host, target_.port, error);
-    if (error) {
-      return Error{ErrorCode::kUnavailable, "url",
-                   fmt::format("{}:{}: {}", target_.host, target_.port, error.message())};
-    }
+    if (auto resolved = resolve(target_); !resolved) return resolved.error();
     Result<void> prepared;
     run_until_idle([](Load& load, Result<void>& out) -> asio::awaitable<void> {
       out = co_await load.prepare();
@@ -102,10 +122,7 @@ class Load {
   // Everything before the clock starts: the model's name, the bodies, the warm-up.
   asio::awaitable<Result<void>> prepare() {
     const auto client = new_client();
-    result_.model = options_.model;
-    if (result_.model.empty()) {
-      if (auto found = co_await find_model(*client); !found) co_return found.error();
-    }
+    if (auto found = co_await find_model(*client); !found) co_return found.error();
     result_.prompt_length_exact = true;
     for (std::uint32_t i = 0; i < options_.num_prompts + options_.warmup; ++i) {
       std::vector<std::int32_t> ids;
@@ -128,22 +145,28 @@ class Load {
     co_return Result<void>{};
   }
 
+  // The model's name, and the range of token ids where the options leave it open.
   asio::awaitable<Result<void>> find_model(BenchClient& client) {
+    result_.model = options_.model;
+    if (!options_.model.empty() && options_.last_token_id > 0) co_return Result<void>{};
     const auto answer = co_await client.fetch("/v1/models", "");
     if (!answer) {
       Error error = answer.error();
       error.field = "/v1/models";
       co_return error;
     }
-    const json body = json::parse(answer->body, nullptr, false);
-    if (answer->status == 200 && body.is_object() && body.contains("data") &&
-        body["data"].is_array() && !body["data"].empty() && body["data"][0].is_object() &&
-        body["data"][0].contains("id") && body["data"][0]["id"].is_string()) {
-      result_.model = body["data"][0]["id"].get<std::string>();
-      co_return Result<void>{};
+    const ServedModel served = find_served(answer->body, options_.model);
+    if (options_.model.empty()) {
+      if (answer->status != 200 || served.name.empty()) {
+        co_return Error{ErrorCode::kUnavailable, "/v1/models",
+                        fmt::format("status {} and no model in it; give --model", answer->status)};
+      }
+      result_.model = served.name;
     }
-    co_return Error{ErrorCode::kUnavailable, "/v1/models",
-                    fmt::format("status {} and no model in it; give --model", answer->status)};
+    if (options_.last_token_id == 0) {
+      std::tie(shape_.first_id, shape_.last_id) = usual_token_range(served.vocab_size);
+    }
+    co_return Result<void>{};
   }
 
   // A text of exactly input_tokens tokens where the server can count them, else about as many.
@@ -253,7 +276,8 @@ Result<void> check_options(const BenchOptions& o) {
   if (o.output_tokens == 0) return invalid("--output-len", "must be at least 1");
   if (o.prefix_tokens > o.input_tokens)
     return invalid("--prefix-len", "must be at most --input-len");
-  if (o.first_token_id < 0 || o.last_token_id <= o.first_token_id) {
+  const bool open = o.first_token_id == 0 && o.last_token_id == 0;
+  if (!open && (o.first_token_id < 0 || o.last_token_id <= o.first_token_id)) {
     return invalid("--token-range", "must be two ids, the first one smaller");
   }
   if (!(o.timeout_s > 0 && o.timeout_s <= 86400)) {

@@ -1,5 +1,6 @@
 #include "cli/bench_prompts.h"
 
+#include <algorithm>
 #include <array>
 #include <string_view>
 
@@ -26,6 +27,12 @@ std::uint64_t bits(const PromptShape& shape, std::uint64_t index, std::uint32_t 
 }
 
 }  // namespace
+
+std::pair<std::int32_t, std::int32_t> usual_token_range(std::uint32_t vocab_size) {
+  constexpr std::uint32_t kFirst = 1'000, kEnd = 30'000;
+  if (vocab_size == 0) return {kFirst, kEnd};
+  return {std::min(kFirst, vocab_size / 4), std::min(kEnd, vocab_size)};
+}
 
 std::vector<std::int32_t> random_ids(const PromptShape& shape, std::uint64_t index) {
   std::vector<std::int32_t> ids(shape.tokens);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace millrace::cli {
@@ -15,6 +16,9 @@ struct PromptShape {
   std::int32_t first_id = 0;        // ids from [first_id, last_id)
   std::int32_t last_id = 0;
 };
+
+// Ids of ordinary tokens: special ones come first in most vocabularies. vocab_size 0: not known.
+std::pair<std::int32_t, std::int32_t> usual_token_range(std::uint32_t vocab_size);
 
 // Prompt number `index` as token ids: exactly `tokens` of them.
 std::vector<std::int32_t> random_ids(const PromptShape& shape, std::uint64_t index);

@@ -5,7 +5,6 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/tcp.hpp>
 #include <chrono>
 
 #include "cli/bench_client.h"
@@ -25,13 +24,8 @@ Result<std::string> ask(const DrainCommand& command) {
   Result<std::string> token = read_drain_token(static_cast<std::uint16_t>(port));
   if (!token) return token.error();
   target->api_key = std::move(*token);
+  if (auto resolved = cli::resolve(*target); !resolved) return resolved.error();
   asio::io_context io(1);
-  boost::system::error_code ec;
-  target->addresses = asio::ip::tcp::resolver(io).resolve(target->host, target->port, ec);
-  if (ec) {
-    return Error{ErrorCode::kUnavailable, "url",
-                 fmt::format("{}:{}: {}", target->host, target->port, ec.message())};
-  }
   cli::BenchClient client(io.get_executor(), *target, std::chrono::seconds(command.timeout_s));
   Result<cli::HttpAnswer> answer = invalid("", "");
   asio::co_spawn(

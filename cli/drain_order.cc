@@ -86,7 +86,7 @@ Result<std::string> read_drain_token(std::uint16_t port) {
 }
 
 DrainOrder::DrainOrder(asio::io_context& io)
-    : signals_(io), given_timer_(io, asio::steady_timer::time_point::max()) {}
+    : io_(io), signals_(io), given_timer_(io, asio::steady_timer::time_point::max()) {}
 
 DrainOrder::~DrainOrder() {
   if (!token_file_.empty()) ::unlink(token_file_.c_str());
@@ -101,7 +101,13 @@ void DrainOrder::watch_signals() {
 void DrainOrder::await_signal() {
   signals_.async_wait([this](const boost::system::error_code& error, int number) {
     if (error) return;
-    if (signalled_) _exit(130);
+    if (signalled_) {
+      spdlog::warn("stopping without waiting for what runs");
+      forced_ = true;
+      signals_.clear();  // from here on the system's own way
+      io_.stop();
+      return;
+    }
     signalled_ = true;
     give(number == SIGINT ? "interrupted" : "terminated", milliseconds(0));
     await_signal();

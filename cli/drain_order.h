@@ -36,8 +36,11 @@ class DrainOrder {
   explicit DrainOrder(boost::asio::io_context& io);
   ~DrainOrder();  // removes the token's file
 
-  // A second SIGINT or SIGTERM ends the process at once; its cells end with it.
+  // A second SIGINT or SIGTERM stops the io_context without waiting for what runs: forced() is
+  // then true, and the caller ends what it started and removes its files. A third kills the
+  // process.
   void watch_signals();
+  bool forced() const { return forced_; }
   // The first order counts. `by` is for the log.
   void give(std::string_view by, std::chrono::milliseconds pause);
   bool given() const { return given_; }
@@ -55,11 +58,13 @@ class DrainOrder {
   void await_signal();
   boost::asio::awaitable<void> answer(net::HttpRequest& request, net::Responder& responder);
 
+  boost::asio::io_context& io_;
   boost::asio::signal_set signals_;
   boost::asio::steady_timer given_timer_;  // cancelled by the order
   std::chrono::milliseconds pause_{0};
   bool given_ = false;
   bool signalled_ = false;
+  bool forced_ = false;
   std::string token_file_;
   net::ApiKeys token_;
   std::function<DrainProgress()> progress_;

@@ -7,6 +7,8 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
+#include "cli/http_metrics.h"
+#include "config/version.h"
 #include "net/psk_tls.h"
 
 namespace millrace {
@@ -15,30 +17,10 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// HTTP-level counts; what concerns tokens is counted by the gateway itself.
-class HttpMetrics final : public net::ApiObserver {
- public:
-  explicit HttpMetrics(Exporter& exporter) : exporter_(exporter) {}
-
-  void rejected(std::string_view route, unsigned status, std::string_view) override {
-    count(route, status);
-  }
-  void finished(const net::RequestOutcome& outcome) override {
-    if (outcome.end == net::RequestEnd::kComplete) count(outcome.start.route, 200);
-    if (outcome.end == net::RequestEnd::kClientGone) count(outcome.start.route, 499);
-  }
-
- private:
-  void count(std::string_view route, unsigned status) {
-    exporter_.counter<Metric::kHttpRequests>(std::string(route), std::to_string(status)).add();
-  }
-  Exporter& exporter_;
-};
-
 net::GatewayConfig gateway_config(const ClusterConfig& c, const std::string& fingerprint) {
   net::GatewayConfig g;
   g.model_name = c.model.served_name;
-  g.version = "0.1.0";
+  g.version = kVersion;
   g.cells.listen_address = c.gateway.cell_host;
   g.cells.port = static_cast<std::uint16_t>(c.gateway.cell_port);
   g.cells.model_fingerprint = fingerprint;
@@ -52,6 +34,15 @@ net::GatewayConfig gateway_config(const ClusterConfig& c, const std::string& fin
   g.queue_timeout = milliseconds(c.gateway.queue_timeout_ms);
   g.stream_buffer_tokens = static_cast<std::uint32_t>(c.gateway.stream_buffer_tokens);
   return g;
+}
+
+// Where the cells of this configuration compute. `serve` has settled it; a gateway apart knows what
+// is written there, and with auto each of its cells decides.
+std::string_view backend_name(const ClusterConfig& c) {
+  for (const auto& [name, choice] : enum_names(c.device.backend)) {
+    if (choice == c.device.backend) return name;
+  }
+  return "";
 }
 
 net::HttpServerConfig http_config(const ClusterConfig& c) {
@@ -114,13 +105,14 @@ Result<std::unique_ptr<GatewayProcess>> GatewayProcess::start(boost::asio::io_co
   if (!secret) return secret.error();
 
   std::unique_ptr<GatewayProcess> p(new GatewayProcess(std::move(*text), config.model.served_name));
-  p->exporter_.gauge<Metric::kBuildInfo>("0.1.0", "cpu").set(1);
+  p->exporter_.gauge<Metric::kBuildInfo>(kVersion, backend_name(config)).set(1);
   p->observer_ = std::make_unique<HttpMetrics>(p->exporter_);
   net::GatewayConfig settings = gateway_config(config, fingerprint);
   settings.cells.secret = std::move(*secret);
   auto gateway = net::Gateway::start(io.get_executor(), std::move(settings), &p->exporter_);
   if (!gateway) return gateway.error();
   p->gateway_ = std::move(*gateway);
+  p->asks_for_key_ = !keys->empty();
   const text::ChatTemplate* chat = p->text_.chat_template ? &*p->text_.chat_template : nullptr;
   Exporter* exporter = &p->exporter_;
   net::ApiConfig api = api_config(config, *model, *defaults, fingerprint, std::move(*keys));
@@ -156,6 +148,7 @@ boost::asio::awaitable<bool> GatewayProcess::drain(milliseconds limit, milliseco
   const bool streams = co_await gateway_->drain(limit);
   drained_ = true;
   cut_ = !streams;
+  if (!streams) gateway_->stop();  // what is cut gets its error event while it has a connection
   constexpr milliseconds kLastBytes{2'000};  // answers that are made but not yet written
   const bool written = co_await api_->drained(kLastBytes);
   stop();

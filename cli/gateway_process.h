@@ -28,6 +28,8 @@ class GatewayProcess {
   std::uint16_t port() const { return api_->port(); }
   std::uint16_t cell_port() const { return gateway_->cell_port(); }
   net::Gateway& gateway() { return *gateway_; }
+  bool has_chat_template() const { return text_.chat_template.has_value(); }
+  bool asks_for_key() const { return asks_for_key_; }
 
   // Readiness false; no new work after `pause`; streams finish, then everything is closed. True
   // when all streams ended by themselves within the limit, which counts from the end of the pause.
@@ -44,6 +46,7 @@ class GatewayProcess {
   std::unique_ptr<net::Gateway> gateway_;
   std::unique_ptr<net::ApiObserver> observer_;
   std::unique_ptr<net::ApiServer> api_;
+  bool asks_for_key_ = false;
   bool drained_ = false;
   bool cut_ = false;  // by the end of the limit
 };

@@ -2,6 +2,15 @@
 
 namespace millrace {
 
+namespace {
+
+// The engine cancels no sequence whose end it waits for: such an end is the cell's own.
+bool failed(const TokenEvent& event) {
+  return event.finish == FinishReason::kError || event.finish == FinishReason::kCancelled;
+}
+
+}  // namespace
+
 LocalEngine::LocalEngine(CellSetup setup) : setup_(std::move(setup)) {}
 
 LocalEngine::~LocalEngine() { ranks_.reset(); }
@@ -19,7 +28,14 @@ Result<std::unique_ptr<LocalEngine>> LocalEngine::start(ClusterConfig config,
   };
   CoordinatorHooks hooks;
   hooks.on_loading = std::move(on_loading);
-  hooks.on_ready = [self](Cell& cell) { self->cell_ = &cell; };
+  hooks.on_ready = [self](Cell& cell) {
+    const std::lock_guard lock(self->mutex_);
+    self->cell_ = &cell;
+  };
+  hooks.on_ended = [self] {  // the cell goes with its rank's thread
+    const std::lock_guard lock(self->mutex_);
+    self->cell_ = nullptr;
+  };
   hooks.cell.on_tokens = [put](std::vector<TokenEvent> events) { put(std::move(events)); };
   hooks.cell.on_prompt_logprobs = [put](PromptLogprobsEvent event) { put(std::move(event)); };
   engine->ranks_ = std::make_unique<EmbeddedCell>(engine->setup_, std::move(hooks));
@@ -27,6 +43,19 @@ Result<std::unique_ptr<LocalEngine>> LocalEngine::start(ClusterConfig config,
     return Error{ErrorCode::kInternal, "", engine->ranks_->failure()};
   }
   return engine;
+}
+
+// Under the lock the cell cannot end between the look at it and its use.
+Result<void> LocalEngine::submit(SequenceRequest request) {
+  const std::lock_guard lock(mutex_);
+  if (cell_ != nullptr && cell_->submit(std::move(request))) return {};
+  const std::string why = ranks_->failure();
+  return Error{ErrorCode::kUnavailable, "", why.empty() ? "the cell takes no more work" : why};
+}
+
+void LocalEngine::cancel(RequestId id) {
+  const std::lock_guard lock(mutex_);
+  if (cell_ != nullptr) cell_->cancel(id);
 }
 
 LocalEngine::Event LocalEngine::next() {
@@ -42,13 +71,11 @@ std::optional<Result<FinishReason>> LocalEngine::take(
     const std::function<bool(const TokenEvent&)>& on_token) {
   for (const TokenEvent& token : events) {
     if (token.id != id) continue;  // the tail of a sequence that was cancelled
-    if (token.finish == FinishReason::kError) {
-      return Result<FinishReason>(Error{ErrorCode::kInternal, "", token.error});
-    }
+    if (failed(token)) return Result<FinishReason>(Error{ErrorCode::kInternal, "", token.error});
     const bool go_on = !token.has_token || on_token(token);
     if (token.finish != FinishReason::kNone) return token.finish;
     if (!go_on) {
-      cell_->cancel(id);
+      cancel(id);
       return FinishReason::kCancelled;
     }
   }
@@ -60,9 +87,7 @@ Result<FinishReason> LocalEngine::generate(
     const std::function<void(const PromptLogprobsEvent&)>& on_prompt) {
   request.id = next_id_++;
   const RequestId id = request.id;
-  if (!cell_->submit(std::move(request))) {
-    return Error{ErrorCode::kUnavailable, "", ranks_->failure()};
-  }
+  if (auto ok = submit(std::move(request)); !ok) return ok.error();
   while (true) {
     const Event event = next();
     if (const auto* prompt = std::get_if<PromptLogprobsEvent>(&event)) {
@@ -80,9 +105,7 @@ Result<void> LocalEngine::run(std::vector<SequenceRequest> requests,
   next_id_ += running;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     requests[i].id = first + i;
-    if (!cell_->submit(std::move(requests[i]))) {
-      return Error{ErrorCode::kUnavailable, "", ranks_->failure()};
-    }
+    if (auto ok = submit(std::move(requests[i])); !ok) return ok;
   }
   while (running > 0) {
     Event event = next();
@@ -90,9 +113,7 @@ Result<void> LocalEngine::run(std::vector<SequenceRequest> requests,
     if (tokens == nullptr) continue;
     std::erase_if(*tokens, [first](const TokenEvent& token) { return token.id < first; });
     for (TokenEvent& token : *tokens) {
-      if (token.finish == FinishReason::kError) {
-        return Error{ErrorCode::kInternal, "", token.error};
-      }
+      if (failed(token)) return Error{ErrorCode::kInternal, "", token.error};
       if (token.finish != FinishReason::kNone) --running;
       token.id -= first;
     }

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -28,7 +29,8 @@ class LocalEngine {
   const CellSetup& setup() const { return setup_; }
 
   // Runs one sequence to its end on the calling thread's time. `on_token` may return false to
-  // cancel. The error is a failed sequence or cell.
+  // cancel; nothing else gives kCancelled. The error is a failed sequence or cell; a cell that has
+  // failed takes no further sequence.
   Result<FinishReason> generate(
       SequenceRequest request, const std::function<bool(const TokenEvent&)>& on_token,
       const std::function<void(const PromptLogprobsEvent&)>& on_prompt = {});
@@ -45,6 +47,8 @@ class LocalEngine {
 
   explicit LocalEngine(CellSetup setup);
   Event next();
+  Result<void> submit(SequenceRequest request);
+  void cancel(RequestId id);
   // What has become of the sequence, once it has ended.
   std::optional<Result<FinishReason>> take(const std::vector<TokenEvent>& events, RequestId id,
                                            const std::function<bool(const TokenEvent&)>& on_token);
@@ -54,7 +58,7 @@ class LocalEngine {
   std::condition_variable wake_;
   std::deque<Event> events_;
   RequestId next_id_ = 1;
-  Cell* cell_ = nullptr;
+  Cell* cell_ = nullptr;  // while it runs
   std::unique_ptr<EmbeddedCell> ranks_;
 };
 

@@ -17,8 +17,11 @@
 #include "cli/pack_command.h"
 #include "cli/serve_command.h"
 #include "cli/text_commands.h"
+#include "cli/top_command.h"
+#include "cli/verify_command.h"
 #include "cli/worker_command.h"
 #include "config/cluster_config.h"
+#include "config/version.h"
 #if defined(MILLRACE_HAS_CUDA)
 #include "worker/cuda/cuda_backend.h"
 #endif
@@ -33,17 +36,25 @@ class ConfigOptions {
   void add(CLI::App& app) {
     app.add_option("--config", file_, "YAML configuration (see config/default.yaml)")
         ->check(CLI::ExistingFile);
-    app.add_option("--model", model_,
-                   "Hugging Face folder, .gguf file or random:SHAPE [model.path]");
-    app.add_option("--stages", stages_, "pipeline stages of a cell [grid.stages]");
-    app.add_option("--lanes", lanes_, "expert lanes of a stage [grid.lanes]");
     app.add_option("--set", sets_, "any field, as section.field=value; may be repeated");
   }
-  void add_serving(CLI::App& app) {
+  void add_model(CLI::App& app) {
+    add(app);
+    app.add_option("--model", model_,
+                   "Hugging Face folder, .gguf file or random:SHAPE [model.path]");
+  }
+  void add_grid(CLI::App& app) {
+    add_model(app);
+    app.add_option("--stages", stages_, "pipeline stages of a cell [grid.stages]");
+    app.add_option("--lanes", lanes_, "expert lanes of a stage [grid.lanes]");
+  }
+  void add_local_cells(CLI::App& app) {
     app.add_option("--cells", cells_, "cells, each a full copy of the model [grid.cells]");
+    app.add_flag("--embedded", embedded_, "run cells as threads, without mpirun [grid.embedded]");
+  }
+  void add_http(CLI::App& app) {
     app.add_option("--host", host_, "address of the HTTP API [gateway.host]");
     app.add_option("--port", port_, "port of the HTTP API, 0 for any free one [gateway.port]");
-    app.add_flag("--embedded", embedded_, "run cells as threads, without mpirun [grid.embedded]");
   }
 
   Result<ClusterConfig> load() const {
@@ -109,59 +120,84 @@ int run_config(const std::string& checked) {
 void add_sampling(CLI::App& app, SamplingParams& p) {
   app.add_option("--temperature", p.temperature, "0 is greedy")->capture_default_str();
   app.add_option("--top-k", p.top_k, "0 is off")->capture_default_str();
-  app.add_option("--top-p", p.top_p)->capture_default_str();
-  app.add_option("--min-p", p.min_p)->capture_default_str();
-  app.add_option("--repetition-penalty", p.repetition_penalty)->capture_default_str();
-  app.add_option("--presence-penalty", p.presence_penalty)->capture_default_str();
-  app.add_option("--frequency-penalty", p.frequency_penalty)->capture_default_str();
+  app.add_option("--top-p", p.top_p, "least mass of the likeliest tokens to draw from; 1 is off")
+      ->capture_default_str();
+  app.add_option("--min-p", p.min_p, "least probability, as a share of the likeliest's; 0 is off")
+      ->capture_default_str();
+  app.add_option("--repetition-penalty", p.repetition_penalty,
+                 "divides logits of tokens in prompt or answer; 1 is off")
+      ->capture_default_str();
+  app.add_option("--presence-penalty", p.presence_penalty,
+                 "taken from logits of tokens in the answer; 0 is off")
+      ->capture_default_str();
+  app.add_option("--frequency-penalty", p.frequency_penalty,
+                 "the same for each time that they occur; 0 is off")
+      ->capture_default_str();
   app.add_option("--seed", p.seed, "of the draws; random when not given");
 }
 
 // Everything the parser writes into; lives as long as the run.
 struct Options {
-  ConfigOptions serve, gateway, cell, plan, pack, engine_bench, generate, perplexity, node_agent,
-      agent_exec;
+  ConfigOptions serve, gateway, cell, plan, pack, verify, engine_bench, generate, perplexity,
+      node_agent, agent_exec;
   GenerateCommand generate_command;
   PerplexityCommand perplexity_command;
   TokenizeCommand tokenize_command;
   PackCommand pack_command;
+  VerifyCommand verify_command;
   EngineBenchCommand engine_bench_command;
   WorkerCommand worker_command;
   DrainCommand drain_command;
+  TopCommand top_command;
   std::string checked_config;
   bool plain_devices = false;
 };
 
 void add_servers(CLI::App& app, Options& o, int& status) {
   auto* serve = app.add_subcommand("serve", "gateway and cells on this machine");
-  o.serve.add(*serve);
-  o.serve.add_serving(*serve);
+  o.serve.add_grid(*serve);
+  o.serve.add_local_cells(*serve);
+  o.serve.add_http(*serve);
   serve->callback([&] { status = with_config(o.serve, run_serve); });
 
   auto* gateway = app.add_subcommand("gateway", "the HTTP gateway alone; cells dial in");
-  o.gateway.add(*gateway);
-  o.gateway.add_serving(*gateway);
+  o.gateway.add_model(*gateway);
+  o.gateway.add_http(*gateway);
   gateway->callback([&] { status = with_config(o.gateway, run_gateway); });
 
   auto* cell =
       app.add_subcommand("cell", "one cell: starts and watches its mpirun, dials cell.gateways");
-  o.cell.add(*cell);
+  o.cell.add_grid(*cell);
   cell->callback([&] { status = with_config(o.cell, run_cell); });
 
   auto* plan =
       app.add_subcommand("plan", "what would be placed where and how much memory it takes");
-  o.plan.add(*plan);
+  o.plan.add_grid(*plan);
   plan->callback([&] { status = with_config(o.plan, run_plan); });
 
   auto* pack = app.add_subcommand(
       "pack", "write a model in the form that the CPU kernels read, to be mapped at the start");
-  o.pack.add(*pack);
+  o.pack.add_model(*pack);
   pack->add_option("--out", o.pack_command.out, "file, or folder when the model is one")
       ->required();
   pack->callback([&] {
     status = with_config(o.pack, [&](const ClusterConfig& c) {
       o.pack_command.config = c;
       return run_pack(o.pack_command);
+    });
+  });
+
+  auto* verify = app.add_subcommand(
+      "verify", "whether a model's files are whole: headers, and contents against SHA-256 sums");
+  o.verify.add_grid(*verify);
+  verify
+      ->add_option("--sums", o.verify_command.sums,
+                   "list as of sha256sum (default: SHA256SUMS beside the model, if it is there)")
+      ->check(CLI::ExistingFile);
+  verify->callback([&] {
+    status = with_config(o.verify, [&](const ClusterConfig& c) {
+      o.verify_command.config = c;
+      return run_verify(o.verify_command);
     });
   });
 
@@ -193,6 +229,20 @@ void add_drain(CLI::App& app, Options& o, int& status) {
   drain->callback([&] { status = run_drain(o.drain_command); });
 }
 
+void add_top(CLI::App& app, Options& o, int& status) {
+  auto* top = app.add_subcommand(
+      "top", "a gateway's cells, workers, queue and latencies in the terminal; q leaves");
+  TopCommand& t = o.top_command;
+  top->add_option("--url", t.url, "http://host:port of the gateway")->capture_default_str();
+  top->add_option("--api-key", t.api_key, "sent as Authorization: Bearer");
+  top->add_option("--interval-s", t.interval_s, "between two looks")
+      ->capture_default_str()
+      ->check(CLI::Range(0.2, 3600.0));
+  top->add_flag("--once", t.once, "one look, printed; also where the output is no terminal");
+  top->add_flag("!--no-color", t.color, "no colors");
+  top->callback([&] { status = run_top(o.top_command); });
+}
+
 // A cell over several nodes. The last two are run by Open MPI.
 void add_nodes(CLI::App& app, Options& o, int& status) {
   auto* agent = app.add_subcommand("node-agent",
@@ -217,11 +267,11 @@ void add_nodes(CLI::App& app, Options& o, int& status) {
 void add_text(CLI::App& app, Options& o, int& status) {
   auto* generate = app.add_subcommand("generate", "continue a prompt on the terminal");
   auto& g = o.generate_command;
-  o.generate.add(*generate);
+  o.generate.add_grid(*generate);
   generate->add_option("prompt", g.prompt, "the text; - reads standard input")->required();
   generate->add_flag("--chat", g.chat, "as a user message through the model's chat template");
   generate->add_option("--system", g.system, "system message, with --chat");
-  generate->add_option("-n,--max-tokens", g.max_tokens)
+  generate->add_option("-n,--max-tokens", g.max_tokens, "tokens of the continuation at most")
       ->capture_default_str()
       ->check(CLI::Range(1, std::numeric_limits<std::int32_t>::max()));
   generate->add_flag("--ignore-eos", g.ignore_eos, "go on after an end token");
@@ -236,12 +286,12 @@ void add_text(CLI::App& app, Options& o, int& status) {
 
   auto* perplexity = app.add_subcommand("perplexity", "perplexity of a text file under the model");
   auto& p = o.perplexity_command;
-  o.perplexity.add(*perplexity);
+  o.perplexity.add_grid(*perplexity);
   perplexity->add_option("file", p.file, "UTF-8 text")->required()->check(CLI::ExistingFile);
   perplexity->add_option("--window", p.window, "tokens of a window, BOS included")
       ->capture_default_str()
       ->check(CLI::Range(2, 1'000'000));
-  perplexity->add_flag("--json", p.json);
+  perplexity->add_flag("--json", p.json, "one JSON object in place of the text");
   perplexity->callback([&] {
     status = with_config(o.perplexity, [&](const ClusterConfig& c) {
       o.perplexity_command.config = c;
@@ -263,7 +313,7 @@ void add_engine_bench(CLI::App& app, Options& o, int& status) {
       "engine-bench", "prefill and decode of the model in this process, without HTTP; prints JSON");
   auto& b = o.engine_bench_command;
   const auto counts = CLI::Range(1, 1'000'000);
-  o.engine_bench.add(*bench);
+  o.engine_bench.add_grid(*bench);
   bench->add_option("--prefill", b.prefill, "prompt lengths")->delimiter(',')->check(counts);
   bench->add_option("--streams", b.streams, "sequences that decode together")
       ->delimiter(',')
@@ -302,21 +352,24 @@ int run(int argc, char** argv) {
   CLI::App app{
       "Millrace serves Liquid AI's LFM2 models: a gateway with OpenAI's API, cells of pipeline "
       "stages and expert lanes."};
-  app.set_version_flag("--version", "millrace 0.1.0");
+  app.set_version_flag("--version", fmt::format("millrace {}", kVersion));
   app.require_subcommand(1);
   app.failure_message(parse_failure);
   Options options;
   int status = 0;
   add_servers(app, options, status);
   add_drain(app, options, status);
+  add_top(app, options, status);
   add_nodes(app, options, status);
   add_text(app, options, status);
   add_engine_bench(app, options, status);
   cli::add_bench_command(app, [&status](int result) { status = result; });
 
   auto* worker = app.add_subcommand("worker", "one rank of a cell; started by `millrace cell`");
-  worker->add_option("--config", options.worker_command.config_file)->required();
-  worker->add_option("--epoch", options.worker_command.epoch)->required();
+  worker->add_option("--config", options.worker_command.config_file, "written by the cell")
+      ->required();
+  worker->add_option("--epoch", options.worker_command.epoch, "of this start of the cell")
+      ->required();
   worker->callback([&] { status = run_worker_command(options.worker_command, &argc, &argv); });
 
   try {

@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
@@ -31,6 +32,8 @@ namespace {
 
 namespace asio = boost::asio;
 using std::chrono::milliseconds;
+
+constexpr int kForced = 130;  // as a shell counts what Ctrl-C ended
 
 int fail(const Error& error) {
   fmt::print(stderr, "millrace: {}\n", error.to_string());
@@ -156,6 +159,24 @@ void stop_all(std::vector<std::unique_ptr<LocalCell>>& cells) {
   for (std::thread& thread : threads) thread.join();
 }
 
+// The part of a URL by which this machine reaches a server that listens at `host`.
+std::string url_host(const std::string& host) {
+  if (host == "0.0.0.0") return "127.0.0.1";
+  if (host == "::") return "[::1]";
+  return host.find(':') == std::string::npos ? host : fmt::format("[{}]", host);
+}
+
+// A request to paste, which the server as it is configured answers.
+std::string curl_line(const std::string& url, const std::string& model, bool chat, bool guarded) {
+  const std::string question =
+      chat ? R"("messages": [{"role": "user", "content": "Tell me about the sea."}])"
+           : R"("prompt": "The sea")";
+  return fmt::format(R"(curl {}/v1/{}completions -H 'Content-Type: application/json'{} )"
+                     R"(-d '{{"model": "{}", {}, "max_tokens": 64}}')",
+                     url, chat ? "chat/" : "",
+                     guarded ? " -H 'Authorization: Bearer YOUR-KEY'" : "", model, question);
+}
+
 asio::awaitable<void> announce_when_ready(GatewayProcess& gateway, std::string url,
                                           std::string model) {
   asio::steady_timer timer(co_await asio::this_coro::executor);
@@ -163,18 +184,16 @@ asio::awaitable<void> announce_when_ready(GatewayProcess& gateway, std::string u
     timer.expires_after(milliseconds(50));
     co_await timer.async_wait(asio::use_awaitable);
   }
-  fmt::print(
-      "\nMillrace serves {0} at {1}\nStatus page: {1}/status\n\n  curl {1}/v1/chat/completions -H "
-      "'Content-Type: "
-      "application/json' "
-      "-d '{{\"model\": \"{0}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Tell me about "
-      "the "
-      "sea.\"}}], \"max_tokens\": 64}}'\n\n",
-      model, url);
+  fmt::print("\nMillrace serves {0} at {1}\nStatus page: {1}/status\n\n  {2}\n\n", model, url,
+             curl_line(url, model, gateway.has_chat_template(), gateway.asks_for_key()));
   std::fflush(stdout);
 }
 
-// Serves until the order to drain. `cells` may be empty.
+// How long the streams of a process that has lost its only cell may wait for their error events,
+// which the failed cell sends as its last.
+constexpr milliseconds kLastEvents{5'000};
+
+// Serves until the order to drain, which a `failure` gives as well. `cells` may be empty.
 int serve_until_order(asio::io_context& io, DrainOrder& order, GatewayProcess& gateway,
                       const ClusterConfig& config, std::vector<std::unique_ptr<LocalCell>>& cells,
                       const std::string& failure) {
@@ -184,20 +203,22 @@ int serve_until_order(asio::io_context& io, DrainOrder& order, GatewayProcess& g
       io,
       [&]() -> asio::awaitable<void> {
         const milliseconds pause = co_await order.wait();
-        const milliseconds limit(config.deadlines.drain_ms);
+        milliseconds limit(config.deadlines.drain_ms);
+        // What waits for a cell waits in vain.
+        if (!failure.empty() && cells.size() == 1) limit = std::min(limit, kLastEvents);
         const bool all = co_await gateway.drain(limit, pause);
-        if (!all) spdlog::warn("some streams were cut at deadlines.drain_ms");
+        if (!all && failure.empty()) spdlog::warn("some streams were cut at deadlines.drain_ms");
         status = all ? 0 : 1;
         io.stop();
       },
       asio::detached);
-  const std::string url = fmt::format(
-      "http://{}:{}", config.gateway.host == "0.0.0.0" ? "127.0.0.1" : config.gateway.host,
-      gateway.port());
+  const std::string url =
+      fmt::format("http://{}:{}", url_host(config.gateway.host), gateway.port());
   asio::co_spawn(io, announce_when_ready(gateway, url, config.model.served_name), asio::detached);
   for (auto& cell : cells) cell->start();
   io.run();
   stop_all(cells);
+  if (order.forced()) return kForced;
   if (!failure.empty()) {
     fmt::print(stderr, "millrace: {}\n", failure);
     return 1;
@@ -251,14 +272,14 @@ int run_serve(const ClusterConfig& given) {
           static_cast<std::uint64_t>(std::chrono::duration_cast<milliseconds>(
                                          std::chrono::system_clock::now().time_since_epoch())
                                          .count());
-      cells.push_back(std::make_unique<ThreadedCell>(*setup, epoch, one.cell.id,
-                                                     config.cell.gateways[0],
-                                                     [&io, &failure](const std::string& why) {
-                                                       asio::post(io, [&io, &failure, why] {
-                                                         failure = why;
-                                                         io.stop();
-                                                       });
-                                                     }));
+      cells.push_back(
+          std::make_unique<ThreadedCell>(*setup, epoch, one.cell.id, config.cell.gateways[0],
+                                         [&io, &order, &failure](const std::string& why) {
+                                           asio::post(io, [&order, &failure, why] {
+                                             if (failure.empty()) failure = why;
+                                             order.give("a failed cell", milliseconds(0));
+                                           });
+                                         }));
     } else {
       auto file = RankConfigFile::write(one);
       if (!file) return fail(file.error());
@@ -315,6 +336,7 @@ int run_cell(const ClusterConfig& given) {
   cell.start();
   io.run();
   cell.stop();
+  if (order.forced()) return kForced;
   return cell.status().cut ? 1 : 0;
 }
 

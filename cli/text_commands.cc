@@ -122,8 +122,7 @@ int run_perplexity(const PerplexityCommand& command) {
                           tokens->begin() + static_cast<std::ptrdiff_t>(end));
     if (request.tokens.size() < 2) break;
     request.prompt_tokens = static_cast<std::uint32_t>(request.tokens.size());
-    request.max_new_tokens = 1;
-    request.sampling.temperature = 0;
+    request.max_new_tokens = 0;
     request.sampling.prompt_logprobs = true;
     const Result<FinishReason> finish = (*engine)->generate(
         std::move(request), [](const TokenEvent&) { return true; },

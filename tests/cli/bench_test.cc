@@ -5,12 +5,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
+#include <climits>
 #include <fstream>
 #include <functional>
 #include <mutex>
@@ -236,6 +238,7 @@ class ScriptedServer {
   int connections() const { return static_cast<int>(connections_.size()); }
 
   bool has_tokenize = true;
+  std::string models = R"({"data":[{"id":"tiny"}]})";
 
  private:
   void accept() {
@@ -252,7 +255,7 @@ class ScriptedServer {
   }
 
   std::vector<std::string> answer(const Request& request) {
-    if (request.target() == "/v1/models") return {whole(R"({"data":[{"id":"tiny"}]})")};
+    if (request.target() == "/v1/models") return {whole(models)};
     const json body = json::parse(request.body());
     if (request.target() == "/tokenize") {
       if (!has_tokenize) return {"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"};
@@ -566,6 +569,44 @@ TEST(BenchCommandTest, ParsesItsOptions) {
   EXPECT_FALSE(server.bodies()[0].contains("ignore_eos"));
 }
 
+// The least and the highest id of all prompts.
+std::pair<int, int> ids_sent(const std::vector<json>& bodies) {
+  std::pair<int, int> range{INT_MAX, INT_MIN};
+  for (const json& body : bodies) {
+    for (const json& id : body["prompt"]) {
+      range.first = std::min(range.first, id.get<int>());
+      range.second = std::max(range.second, id.get<int>());
+    }
+  }
+  return range;
+}
+
+TEST(BenchRunTest, IdsAreOfTheVocabularyThatTheServerTells) {
+  const std::vector<std::tuple<std::string, std::string, int, int>> cases = {
+      {R"({"data":[{"id":"tiny"}]})", "", 1000, 30'000},
+      {R"({"data":[{"id":"tiny","vocab_size":4096}]})", "", 1000, 4096},
+      {R"({"data":[{"id":"tiny","vocab_size":65536}]})", "", 1000, 30'000},
+      {R"({"data":[{"id":"tiny","meta":{"n_vocab":100}}]})", "", 25, 100},
+      {R"({"data":[{"id":"a","vocab_size":100},{"id":"b","vocab_size":8}]})", "b", 2, 8},
+      {R"({"data":[{"id":"tiny","vocab_size":"x","meta":[]}]})", "", 1000, 30'000},
+      {"no json", "named", 1000, 30'000}};
+  for (const auto& [models, name, first, end] : cases) {
+    ScriptedServer server(obedient);
+    server.models = models;
+    BenchOptions options;
+    options.url = server.url();
+    options.model = name;
+    options.num_prompts = 4;
+    options.output_tokens = 4;
+    options.input_tokens = 2000;
+    ASSERT_TRUE(run_load(options)) << models;
+    const auto [least, highest] = ids_sent(server.bodies());
+    EXPECT_GE(least, first) << models;
+    EXPECT_LT(highest, end) << models;
+    EXPECT_GT(highest, first + (end - first) * 9 / 10) << models;  // all of it is used
+  }
+}
+
 TEST(BenchOptionsTest, RefusesWhatMakesNoSense) {
   const auto field = [](const std::function<void(BenchOptions&)>& change) {
     BenchOptions o;
@@ -578,7 +619,9 @@ TEST(BenchOptionsTest, RefusesWhatMakesNoSense) {
   EXPECT_EQ(field([](auto& o) { o.concurrency = 0; }), "--concurrency");
   EXPECT_EQ(field([](auto& o) { o.request_rate = -1; }), "--request-rate");
   EXPECT_EQ(field([](auto& o) { o.prefix_tokens = 513; }), "--prefix-len");
-  EXPECT_EQ(field([](auto& o) { o.last_token_id = o.first_token_id; }), "--token-range");
+  EXPECT_EQ(field([](auto& o) { o.first_token_id = o.last_token_id = 9; }), "--token-range");
+  EXPECT_EQ(field([](auto& o) { o.first_token_id = 9; }), "--token-range");
+  EXPECT_EQ(field([](auto& o) { o.last_token_id = 9; }), "accepted");
   EXPECT_EQ(field([](auto& o) { o.timeout_s = 0; }), "--timeout");
   EXPECT_EQ(field([](auto& o) { o.extra_body = "[1]"; }), "--extra-body");
   EXPECT_EQ(field([](auto& o) {

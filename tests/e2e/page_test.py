@@ -105,6 +105,7 @@ class Live(PageCase):
                 self.assertEqual(page.run("[...document.querySelectorAll('.tile')].map((t) => t.dataset.stage + t.dataset.lane)"),
                                  ["00", "01", "10", "11"])
                 page.wait("figures in the map", "[...document.querySelectorAll('.tile .load')].every((l) => l.textContent.startsWith('load'))")
+                page.wait("workers at work", "[...document.querySelectorAll('.tile .busy')].every((b) => parseInt(b.textContent) > 0)")
                 page.wait("a rate", "parseFloat(document.getElementById('output-rate').textContent) > 0")
                 page.wait("latencies", "[...document.querySelectorAll('#latency td')].some((t) => t.textContent.endsWith(' ms'))")
                 page.wait("history", "document.querySelector('#output-spark polyline')?.getAttribute('points').includes(' ')")

@@ -5,20 +5,26 @@ Standard library only. MILLRACE_BIN names the executable; the model is models/sa
 """
 
 import contextlib
+import fcntl
 import html.parser
 import http.client
 import json
 import os
 import pathlib
+import pty
 import re
+import select
 import signal
+import struct
+import subprocess
 import sys
+import termios
 import threading
 import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from cluster_test import ROOT, Service, greedy, wait_for
+from cluster_test import BIN, ROOT, Service, greedy, wait_for
 
 FIELDS = re.findall(r"^\| `(\S+)` \| ([\w ]+) \| (\S*?) ?\|", (ROOT / "docs/status.md").read_text(), re.MULTILINE)
 KINDS = {"text": str, "count": int, "flag": bool, "number": (int, float)}
@@ -132,6 +138,7 @@ class Data(unittest.TestCase):
                 self.assertAlmostEqual(one + other, 2, places=2)  # shares of two lanes: 1 is even
             for w in pair:
                 self.assertGreater(w["expert_rows_per_s"], 0)
+                self.assertGreater(w["busy_ratio"], 0)
                 self.assertTrue(0 <= w["exchange_ratio"] + w["pipeline_wait_ratio"] <= w["busy_ratio"] + 0.002 <= 1.002, w)
         self.assertEqual(layers, set(range(2, 10)))  # the sample model's MoE layers
 
@@ -187,6 +194,148 @@ class Restart(unittest.TestCase):
             self.assertEqual(len(status_of(service)["cells"]), 1)
         finally:
             self.assertEqual(service.stop(), 0)
+
+
+class Screen:
+    """`millrace top` in a terminal of its own."""
+
+    def __init__(self, *args: str, rows: int = 40, columns: int = 100):
+        self.master, self.terminal = pty.openpty()
+        self.resize(rows, columns)
+        self.before = termios.tcgetattr(self.terminal)
+        self.bytes = b""
+        self.process = subprocess.Popen([BIN, "top", *args], stdin=self.terminal, stdout=self.terminal, stderr=self.terminal,
+                                        env={**os.environ, "LC_ALL": "C.UTF-8"}, start_new_session=True,
+                                        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+
+    def resize(self, rows: int, columns: int):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def read(self) -> str:
+        """All that was written so far."""
+        while select.select([self.master], [], [], 0)[0]:
+            self.bytes += os.read(self.master, 65536)
+        return self.bytes.decode(errors="replace")
+
+    def frame(self) -> list[str]:
+        """The newest whole frame's lines, without colors."""
+        frames = self.read().split("\x1b[H")
+        if len(frames) < 3:
+            return []
+        return [line.rstrip() for line in re.sub(r"\x1b\[[\d;?]*\w", "", frames[-2]).split("\r\n")]
+
+    def showing(self, text: str) -> list[str]:
+        return wait_for(f"'{text}' on the screen", lambda: any(text in line for line in self.frame()) and self.frame())
+
+    def press(self, keys: str):
+        os.write(self.master, keys.encode())
+
+    def end(self) -> int:
+        """Its exit status; the terminal must be as it was."""
+        wait_for("the end of top", lambda: self.read() and self.process.poll() is not None)
+        self.last_words = self.read().rpartition("\x1b[?25h\x1b[?1049l")[2]
+        assert "\x1b" not in self.last_words, self.last_words
+        assert termios.tcgetattr(self.terminal) == self.before
+        os.close(self.master)
+        os.close(self.terminal)
+        return self.process.returncode
+
+
+def top_once(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run([BIN, "top", "--once", *args], capture_output=True, text=True, timeout=60)
+
+
+class Top(unittest.TestCase):
+    """The same figures in a terminal."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.service = Service("--embedded", "--stages", "2", "--lanes", "2")
+        cls.usages = load(cls.service, 4, 16)
+        cls.url = f"http://127.0.0.1:{cls.service.port}"
+        wait_for("reports", lambda: len(status_of(cls.service)["cells"][0]["workers"]) == 4)
+
+    @classmethod
+    def tearDownClass(cls):
+        assert cls.service.stop() == 0, cls.service.output()
+
+    def test_one_look_has_what_status_json_says(self):
+        wait_for("the last answer", lambda: status_of(self.service)["totals"]["length"] >= len(self.usages))
+        done = top_once("--url", self.url)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertNotIn("\x1b", done.stdout)  # no terminal, no colors
+        s = status_of(self.service)
+        cell = s["cells"][0]
+        lines = done.stdout.splitlines()
+        self.assertRegex(lines[0], rf"^millrace sample {re.escape(s['service']['version'])}, up .*  Ready +{self.url}$")
+        self.assertIn(f"Running 0 of {cell['max_sequences']}", done.stdout)
+        self.assertIn(f"0 of {s['load']['kv_tokens']:,} tokens", done.stdout)
+        self.assertRegex(done.stdout, rf"{cell['id']} healthy  epoch {cell['epoch']}, heard [\d.]+ s ago")
+        self.assertRegex(done.stdout, r"stage 0 .*\d+% .*\d+% ")
+        self.assertIn(" lane 1", done.stdout)
+        counts = {m[1]: int(m[2]) for m in re.finditer(r"^(First token|Whole answer) .* (\d+)$", done.stdout, re.MULTILINE)}
+        asked = len(self.usages)
+        if s["latency"]["e2e"]["count"] == asked:  # no longer, a minute after the load
+            self.assertEqual(counts, {"First token": asked, "Whole answer": asked})
+
+    def test_a_terminal_is_filled_scrolled_and_given_back(self):
+        screen = Screen("--url", self.url, "--interval-s", "0.2")
+        lines = screen.showing("stage 1")
+        self.assertEqual(len(lines), 40)
+        self.assertIn("lane 1", "".join(lines))
+        screen.resize(14, 60)  # a signal tells it
+        screen.showing("more lines")
+        self.assertLessEqual(len(screen.frame()), 14)
+        screen.press("jjj\x1b[B\x1b[6~ ")
+        wait_for("the end of the list", lambda: not any("more lines" in line for line in screen.frame()))
+        screen.press("\x1b[A\x1b[5~kkkkkk")
+        screen.showing("Workers:")
+        screen.press("q")
+        self.assertEqual(screen.end(), 0)
+
+    def test_signals_leave_the_terminal_in_order(self):
+        for end in (lambda s: s.press("\x03"), lambda s: s.process.terminate()):
+            screen = Screen("--url", self.url)
+            screen.showing("healthy")
+            end(screen)
+            self.assertEqual(screen.end(), 0)
+
+    def test_a_gateway_that_goes_is_asked_again(self):
+        service = Service("--embedded")
+        port = service.port
+        screen = Screen("--url", f"http://127.0.0.1:{port}", "--interval-s", "0.2")
+        screen.showing("Ready")
+        self.assertEqual(service.stop(), 0)
+        lines = screen.showing("trying again")
+        self.assertRegex(lines[1], r"^Figures from \d+ s ago: ")
+        service = Service("--embedded", "--set", f"gateway.port={port}")
+        try:
+            wait_for("new figures", lambda: screen.frame() and screen.frame()[1] == "" and "Ready" in screen.frame()[0])
+            screen.press("q")
+            self.assertEqual(screen.end(), 0)
+        finally:
+            self.assertEqual(service.stop(), 0)
+
+    def test_what_cannot_be_asked_is_said(self):
+        guarded = Service("--embedded", "--set", 'gateway.api_keys=["first"]')
+        url = f"http://127.0.0.1:{guarded.port}"
+        try:
+            done = top_once("--url", url)
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            self.assertIn("--api-key", done.stderr)
+            self.assertEqual(top_once("--url", url, "--api-key", "first").returncode, 0)
+            screen = Screen("--url", url)
+            self.assertEqual(screen.end(), 1)
+            self.assertIn("--api-key", screen.last_words)
+        finally:
+            self.assertEqual(guarded.stop(), 0)
+        done = top_once("--url", url)  # nobody listens there now
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("refused", done.stderr)
+        for bad, field in (("ftp://h", "url"), ("http://h:x", "url")):
+            done = top_once("--url", bad)
+            self.assertEqual(done.returncode, 2, bad)
+            self.assertIn(field, done.stderr)
 
 
 class Inline(html.parser.HTMLParser):

@@ -10,9 +10,11 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -91,7 +93,7 @@ class Service:
     def _url(self):
         if self.process.poll() is not None:
             raise AssertionError("serve ended:\n" + self.output())
-        found = re.search(r"serves \S+ at http://127\.0\.0\.1:(\d+)", self.output())
+        found = re.search(r"serves \S+ at http://\S+:(\d+)", self.output())
         return found and found.group(1)
 
     def output(self) -> str:
@@ -317,6 +319,23 @@ class Life(unittest.TestCase):
         self.assertEqual(self.service.stop(signal.SIGINT), 0, self.service.output())
         self.expect_nothing_left(pids)
 
+    def test_ctrl_c_twice_waits_for_nothing_and_leaves_nothing_behind(self):
+        scratch = pathlib.Path(tempfile.gettempdir())
+        before = set(scratch.glob("millrace-*"))
+        token = scratch / f"millrace-drain-{self.service.port}"
+        self.assertTrue(token.exists())
+        stream = self.service.stream("/v1/completions", greedy(900))
+        next(stream)
+        pids = processes_of(self.service.process.pid)
+        self.service.process.send_signal(signal.SIGINT)
+        wait_for("the first one's answer", lambda: "draining" in self.service.output())
+        self.assertEqual(self.service.stop(signal.SIGINT), 130, self.service.output())
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            self.assertNotIn("[DONE]", list(stream))  # it was cut
+        self.expect_nothing_left(pids)
+        self.assertFalse(token.exists())
+        self.assertEqual(set(scratch.glob("millrace-*")) - before, set())
+
     def test_a_killed_supervisor_leaves_no_process(self):
         pids = processes_of(self.service.process.pid)
         self.service.process.kill()
@@ -459,24 +478,75 @@ class Refusals(unittest.TestCase):
         self.assertNotEqual(result.returncode, 0)
         self.assertIn(port, result.stderr)
 
-    def test_help(self):
-        for command in [[], ["serve"], ["generate"], ["bench"], ["plan"]]:
-            result = subprocess.run([BIN, *command, "--help"], capture_output=True, text=True, timeout=20)
-            self.assertEqual(result.returncode, 0)
-            self.assertIn("--help", result.stdout)
-
 
 class Grids(unittest.TestCase):
-    def test_same_tokens_and_logprobs_in_every_grid_under_mpirun(self):
-        answers = {}
-        for stages, lanes in [(1, 1), (1, 4), (4, 1), (2, 2)]:
-            service = Service("--stages", str(stages), "--lanes", str(lanes))
-            self.assertEqual(len(service.ranks()), stages * lanes + 1)
-            body = [greedy(40, logprobs=3), greedy(40, temperature=0.9, seed=3, top_p=0.9, logprobs=1)]
-            answers[stages, lanes] = [service.post("/v1/completions", b)[1]["choices"] for b in body]
-            self.assertEqual(service.stop(), 0, service.output())
-        for grid, answer in answers.items():
-            self.assertEqual(answer, answers[1, 1], grid)
+    """Contract C1 under mpirun: one long prompt alone and among 64 others, in every grid the same numbers."""
+
+    CHUNKS = (1, 7, 64, 512)  # the last one takes the prompt whole
+    EXCHANGES = ("fixed", "exact", "all_gather")
+    BODY = {"model": "sample", "max_tokens": 16, "temperature": 0.9, "seed": 3, "top_p": 0.9, "ignore_eos": True,
+            "logprobs": 5, "echo": True, "return_token_ids": True}
+
+    def arrangements(self):
+        """Every pair of chunk and exchange, and both with two and with four lanes, which place the experts differently.
+        One lane exchanges nothing."""
+        for i, chunk in enumerate(self.CHUNKS):
+            for j, exchange in enumerate(self.EXCHANGES):
+                yield ((2, 2), (1, 4))[(i + j) % 2], chunk, exchange
+        yield from (((4, 1), chunk, "auto") for chunk in (7, 512))
+
+    def ask(self, service, prompt) -> list:
+        """The choices; numbers with a point as the text that came."""
+        with contextlib.closing(service.connect()) as connection:
+            connection.request("POST", "/v1/completions", json.dumps({**self.BODY, "prompt": prompt}),
+                               {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode()
+        self.assertEqual(response.status, 200, text)
+        return json.loads(text, parse_float=str)["choices"]
+
+    @contextlib.contextmanager
+    def others(self, service, prompt, max_tokens):
+        """64 streams under way."""
+        with contextlib.ExitStack() as streams:
+            connections = [streams.enter_context(contextlib.closing(service.connect())) for _ in range(64)]
+            for i, connection in enumerate(connections):
+                body = greedy(max_tokens, stream=True, prompt=prompt[i:i + 1 + i % 11], temperature=i % 3 / 2, seed=i)
+                connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            for connection in connections:
+                response = streams.enter_context(connection.getresponse())
+                self.assertTrue(response.readline().startswith(b"data: {"))
+            yield
+
+    def alone_and_among_others(self, grid, chunk, exchange) -> list:
+        service = Service("--stages", str(grid[0]), "--lanes", str(grid[1]), "--set", "cache.max_sequences=65",
+                          "--set", f"scheduler.prefill_chunk_tokens={chunk}", "--set", f"scheduler.exchange={exchange}")
+        try:
+            self.assertEqual(len(service.ranks()), grid[0] * grid[1] + 1)
+            text = (ROOT / "models/sample/held-out.txt").read_text(encoding="utf-8")[:2000]
+            prompt = service.post("/tokenize", {"model": "sample", "prompt": text})[1]["tokens"][:300]
+            self.assertEqual(len(prompt), 300)
+            alone = self.ask(service, prompt)
+            # To the end; token by token, for as long as is cheap.
+            ended = service.metric("vllm:request_success_total")
+            with self.others(service, prompt, 2000 if chunk > 1 else 60):
+                among = self.ask(service, prompt)
+                ended = service.metric("vllm:request_success_total") - ended
+            self.assertEqual(among, alone)
+            self.assertEqual(ended, 1 if chunk > 1 else 65)
+        finally:
+            status = service.stop()
+        self.assertEqual(status, 0, service.output())
+        return alone
+
+    def test_same_tokens_and_logprobs_in_every_grid_chunk_and_exchange(self):
+        expected = self.alone_and_among_others((1, 1), 512, "auto")
+        logprobs = expected[0]["logprobs"]
+        self.assertEqual([len(logprobs[k]) for k in ("token_logprobs", "top_logprobs")], [316, 316])  # the prompt's too
+        self.assertEqual(len(expected[0]["token_ids"]), 16)
+        for arrangement in self.arrangements():
+            with self.subTest(arrangement):
+                self.assertEqual(self.alone_and_among_others(*arrangement), expected)
 
 
 class Embedded(unittest.TestCase):
@@ -488,6 +558,132 @@ class Embedded(unittest.TestCase):
             answers.append(service.post("/v1/completions", greedy(48))[1]["choices"][0]["token_ids"])
             self.assertEqual(service.stop(), 0, service.output())
         self.assertEqual(answers[0], answers[1])
+
+    def test_a_cell_that_fails_ends_its_streams_with_an_error_and_the_command(self):
+        # One token is far within the deadline, hundreds at once far beyond it: the reference kernels are slow.
+        limits = [f"deadlines.{name}_ms=3000" for name in ("step", "collective")]
+        sizes = [f"scheduler.{name}_tokens=4096" for name in ("max_step", "prefill_chunk")]
+        service = Service("--embedded", "--set", "grid.isa=reference", "--set", "grid.threads_per_rank=1",
+                          *(word for one in limits + sizes for word in ("--set", one)))
+        streams = [service.stream("/v1/completions", greedy(2000)) for _ in range(2)]
+        for stream in streams:
+            next(stream)
+        status, answer = service.post("/v1/completions", {"model": "sample", "prompt": [100] * 1000, "max_tokens": 1})
+        self.assertEqual(status, 500, answer)
+        for stream in streams:
+            last = list(stream)[-1]
+            self.assertIn("deadline of 3000 ms", last["error"]["message"], last)
+        self.assertEqual(service.process.wait(120), 1, service.output())
+        self.assertIn("millrace: step", service.output())
+
+    def test_ctrl_c_twice_waits_for_nothing(self):
+        service = Service("--embedded", "--lanes", "2")
+        stream = service.stream("/v1/completions", greedy(900))
+        next(stream)
+        service.process.send_signal(signal.SIGINT)
+        wait_for("the first one's answer", lambda: "draining" in service.output())
+        self.assertEqual(service.stop(signal.SIGINT), 130, service.output())
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+class Console(unittest.TestCase):
+    """What the command prints, pasted."""
+
+    def paste(self, service: Service) -> dict:
+        line = wait_for("the curl line", lambda: re.search(r"^  (curl .*)$", service.output(), re.MULTILINE))[1]
+        line = line.replace("YOUR-KEY", "first")
+        done = subprocess.run(["bash", "-c", line + " --silent --show-error"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        answer = json.loads(done.stdout)
+        self.assertIn("choices", answer, line)
+        self.assertEqual(answer["usage"]["completion_tokens"] > 0, True)
+        return answer
+
+    def test_the_curl_line_works_as_it_is_printed(self):
+        for arguments, kind in [([], "chat.completion"), (["--set", 'gateway.api_keys=["first"]'], "chat.completion"),
+                                (["--set", "model.path=random:tiny"], "text_completion"),
+                                (["--host", "::1"], "chat.completion"), (["--host", "0.0.0.0"], "chat.completion")]:
+            if "::1" in arguments and not has_ipv6():
+                continue
+            with self.subTest(arguments):
+                service = Service("--embedded", *arguments)
+                try:
+                    self.assertEqual(self.paste(service)["object"], kind)
+                finally:
+                    self.assertEqual(service.stop(), 0, service.output())
+
+    def test_bench_as_the_readme_has_it(self):
+        readme = (ROOT / "README.md").read_text()
+        command = re.search(r"^ {4}millrace (bench .*)$", readme, re.MULTILINE)[1].split()
+        service = Service("--embedded")
+        try:
+            url = f"http://127.0.0.1:{service.port}"
+            command = [url if word.startswith("http://") else word for word in command]
+            done = subprocess.run([BIN, *command, "--num-prompts", "4"], capture_output=True, text=True, timeout=120)
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        finally:
+            self.assertEqual(service.stop(), 0)
+
+    def test_verify_names_the_file_that_is_not_whole(self):
+        def verify(*arguments):
+            done = subprocess.run([BIN, "verify", *arguments], capture_output=True, text=True, timeout=60)
+            return done.returncode, done.stdout, done.stderr
+
+        status, said, _ = verify("--model", MODEL)
+        self.assertEqual(status, 0)
+        self.assertIn("every tensor is there", said)
+        self.assertRegex(said, r"files as in .*SHA256SUMS")
+        with tempfile.TemporaryDirectory() as folder:
+            copy = pathlib.Path(folder) / "model"
+            shutil.copytree(MODEL, copy)
+            weights = copy / "model.safetensors"
+            content = bytearray(weights.read_bytes())
+            content[-5] ^= 1  # headers and shapes stay right
+            weights.write_bytes(content)
+            (copy / "tokenizer_config.json").unlink()
+            (copy / "surplus.json").write_text("{}")
+            status, _, said = verify("--model", str(copy))
+            self.assertEqual(status, 1)
+            self.assertRegex(said, r"millrace: model\.safetensors: .*SHA-256")
+            self.assertRegex(said, r"millrace: tokenizer_config\.json: No such file")
+            self.assertRegex(said, r"millrace: surplus\.json: is not in ")
+            self.assertEqual(said.count("\n"), 3, said)
+            weights.write_bytes(content[:-100])
+            status, _, said = verify("--model", str(copy))
+            self.assertEqual((status, said.count("\n")), (1, 1))
+            (copy / "SHA256SUMS").write_text("not a sum")
+            weights.write_bytes(content)
+            status, _, said = verify("--model", str(copy))
+            self.assertEqual(status, 1)
+            self.assertIn("SHA256SUMS:1: must be 64", said)
+            (copy / "SHA256SUMS").unlink()
+            status, said, _ = verify("--model", str(copy))
+            self.assertEqual(status, 0)
+            self.assertIn("contents not compared", said)
+
+    def commands(self) -> list[str]:
+        result = subprocess.run([BIN, "--help"], capture_output=True, text=True, timeout=20)
+        self.assertEqual(result.returncode, 0)
+        return re.findall(r"^  ([a-z][a-z-]+) ", result.stdout.partition("Subcommands:")[2], re.MULTILINE)
+
+    def test_every_option_of_every_command_says_what_it_is(self):
+        commands = self.commands()
+        self.assertGreaterEqual(len(commands), 15)
+        for command in commands:
+            result = subprocess.run([BIN, command, "--help"], capture_output=True, text=True, timeout=20)
+            self.assertEqual(result.returncode, 0)
+            # CLI11 breaks the line where the names reach into the column of the descriptions.
+            text = re.sub(r"\n {30,}", "  ", result.stdout)
+            options = re.findall(r"^  (-.*)$", text, re.MULTILINE)
+            self.assertIn("--help", text)
+            for option in options:
+                self.assertTrue(re.search(r"  \S", option) or option[28:].strip(), f"{command}: no description: {option}")
 
 
 if __name__ == "__main__":

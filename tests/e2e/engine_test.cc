@@ -215,27 +215,6 @@ TEST_P(SameTokens, WhateverTheGridLoadChunksBlocksAndThreads) {
   }
 }
 
-// One request among 64 others that come and go around it.
-TEST_P(SameTokens, AmongSixtyFourOthers) {
-  const std::string model = checkpoint_of(GetParam());
-  std::vector<SequenceRequest> requests;
-  for (RequestId id = 1; id <= 65; ++id) {
-    requests.push_back(mixed_requests(320)[id % 14]);
-    requests.back().id = id;
-    requests.back().sampling.seed = id;
-  }
-  const RequestId chosen = 33;
-  const auto alone = run_in(model, {}, {requests[chosen - 1]}, true);
-  for (const Arrangement& a :
-       {Arrangement{.kv_tokens = 16'384, .sequences = 65}, Arrangement{.stages = 2,
-                                                           .lanes = GetParam() == "dense" ? 1 : 2,
-                                                           .chunk = 7,
-                                                           .kv_tokens = 16'384,
-                                                           .sequences = 33}}) {
-    EXPECT_EQ(run_in(model, a, requests, true).at(chosen), alone.at(chosen)) << a.stages;
-  }
-}
-
 TEST_P(SameTokens, WhenASequenceIsResumedFromItsTokens) {
   const std::string model = checkpoint_of(GetParam());
   EngineHarness engine(test_config(model));
@@ -255,6 +234,65 @@ TEST_P(SameTokens, WhenASequenceIsResumedFromItsTokens) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, SameTokens, ::testing::Values("moe", "dense", "moe-untied"));
+
+// One request among 64 others that come and go around it, in every grid. Chunk, exchange and
+// placement turn with grid and model: where there is more than one lane, every chunk meets every
+// exchange, and each of them both placements and both counts of lanes.
+class AmongOthers : public ::testing::TestWithParam<std::tuple<std::string, std::pair<int, int>>> {
+};
+
+TEST_P(AmongOthers, SameTokens) {
+  constexpr ExchangeChoice kExchanges[] = {ExchangeChoice::kFixed, ExchangeChoice::kExact,
+                                           ExchangeChoice::kAllGather};
+  constexpr std::int32_t kChunks[] = {1, 7, 64, 1000};  // the last takes prompts whole
+  const auto& [name, grid] = GetParam();
+  Arrangement a{
+      .stages = grid.first, .lanes = grid.second, .step_tokens = 256, .kv_tokens = 16'384};
+  a.sequences = a.lanes == 1 ? 65 : 33;  // of each lane
+  const int stage_turn = a.stages / 2;   // 0, 1, 2
+  const int model_turn = name == "moe" ? 0 : 1;
+  if (a.lanes == 1) {
+    a.chunk = kChunks[(stage_turn + (name == "dense" ? 2 : model_turn)) % 4];
+  } else {
+    const int turn = (a.lanes == 2 ? 0 : 6) + 2 * stage_turn + model_turn;  // 0 ... 11
+    a.chunk = kChunks[turn % 4];
+    a.exchange = kExchanges[turn % 3];
+    a.shuffled_experts = turn / 4 % 2 == 1;
+  }
+
+  const std::string model = checkpoint_of(name);
+  const RequestId chosen = 33;
+  std::vector<SequenceRequest> requests;
+  for (RequestId id = 1; id <= 65; ++id) {
+    requests.push_back(mixed_requests(320)[id % 14]);
+    requests.back().id = id;
+    requests.back().sampling.seed = id;
+  }
+  std::mt19937 random(33);
+  SequenceRequest& request = requests[chosen - 1];
+  request = testing::random_request(chosen, 150, 320, random);
+  request.max_new_tokens = 16;
+  request.sampling.temperature = 0.8F;
+  request.sampling.logprobs = 20;
+  request.sampling.prompt_logprobs = true;
+  const Output alone = run_in(model, {}, {request}, true).at(chosen);
+  EXPECT_EQ(alone.prompt.targets.size(), 149U);
+  EXPECT_EQ(run_in(model, a, requests, true).at(chosen), alone)
+      << a.stages << "x" << a.lanes << ", chunk " << a.chunk << ", exchange "
+      << static_cast<int>(a.exchange) << (a.shuffled_experts ? ", shuffled" : "");
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Moe, AmongOthers,
+    ::testing::Combine(::testing::Values("moe", "moe-untied"),
+                       ::testing::Values(std::pair(1, 1), std::pair(1, 2), std::pair(1, 4),
+                                         std::pair(2, 1), std::pair(2, 2), std::pair(2, 4),
+                                         std::pair(4, 1), std::pair(4, 2), std::pair(4, 4))));
+// No experts to shard.
+INSTANTIATE_TEST_SUITE_P(Dense, AmongOthers,
+                         ::testing::Combine(::testing::Values("dense"),
+                                            ::testing::Values(std::pair(1, 1), std::pair(2, 1),
+                                                              std::pair(4, 1))));
 
 // Quantised weights, packed at the start for 8-bit dot products: contract C1 for their kernels.
 class PackedSameTokens : public ::testing::TestWithParam<std::string> {};

@@ -19,7 +19,8 @@ std::string place(const char* variable, const std::string& built) {
 
 std::string source_folder() { return place("MILLRACE_TEST_SOURCE_DIR", MILLRACE_SOURCE_DIR); }
 
-std::string random_checkpoint(const std::string& name, const std::vector<std::string>& arguments) {
+std::string made_by(const std::string& script, const std::string& name,
+                    const std::vector<std::string>& arguments) {
   const std::filesystem::path folder =
       place("MILLRACE_TEST_CHECKPOINTS", MILLRACE_BINARY_DIR "/tests/checkpoints");
   const std::filesystem::path path = folder / name;
@@ -28,8 +29,8 @@ std::string random_checkpoint(const std::string& name, const std::vector<std::st
   const std::string part = fmt::format("{}.{}.part", path.string(), getpid());
   std::filesystem::create_directories(path.parent_path());
   std::string command =
-      fmt::format("{} {}/scripts/make_random_checkpoint.py --out {}",
-                  place("MILLRACE_TEST_PYTHON", MILLRACE_PYTHON), source_folder(), part);
+      fmt::format("{} {}/{} --out {}", place("MILLRACE_TEST_PYTHON", MILLRACE_PYTHON),
+                  source_folder(), script, part);
   for (const std::string& argument : arguments) command += fmt::format(" '{}'", argument);
   command += " > /dev/null";
   EXPECT_EQ(std::system(command.c_str()), 0) << command;
@@ -37,6 +38,10 @@ std::string random_checkpoint(const std::string& name, const std::vector<std::st
   std::filesystem::rename(part, path, taken);
   if (taken) std::filesystem::remove_all(part);
   return path;
+}
+
+std::string random_checkpoint(const std::string& name, const std::vector<std::string>& arguments) {
+  return made_by("scripts/make_random_checkpoint.py", name, arguments);
 }
 
 }  // namespace millrace::testing

@@ -15,17 +15,17 @@ WORKDIR /src
 COPY scripts/install-deps scripts/
 RUN scripts/install-deps && rm -rf /var/lib/apt/lists /var/cache/apt/archives
 COPY . .
-# Set it to the commit's time for an image that comes out the same each time.
-ARG SOURCE_DATE_EPOCH=""
-ENV SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH}
 
 FROM source AS build-cpu
+# Set it to the commit's time for an image that comes out the same each time.
+ARG SOURCE_DATE_EPOCH
 RUN cmake --preset cpu -DMILLRACE_TESTS=OFF && cmake --build build/cpu --target millrace \
  && scripts/image_root.py --binary build/cpu/bin/millrace --out /image
 
 FROM ${CUDA_IMAGE} AS cuda-toolkit
 
 FROM source AS build-cuda
+ARG SOURCE_DATE_EPOCH
 COPY --from=cuda-toolkit /usr/local/ /usr/local/
 COPY --from=cuda-toolkit /usr/include/nccl*.h /usr/include/
 COPY --from=cuda-toolkit /usr/lib/x86_64-linux-gnu/libnccl.so* /usr/lib/x86_64-linux-gnu/
@@ -37,6 +37,7 @@ RUN cmake --preset cuda -DMILLRACE_TESTS=OFF && cmake --build build/cuda --targe
 FROM scratch AS cuda
 COPY --from=build-cuda /image /
 LABEL org.opencontainers.image.title="Millrace (CUDA)" \
+      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.description="Inference cluster for Liquid AI's LFM2 models" \
       org.opencontainers.image.licenses="Apache-2.0"
 # NVIDIA's container runtime mounts the driver into containers that ask for it this way.
@@ -49,6 +50,7 @@ CMD ["serve", "--model", "/usr/share/millrace/models/sample", "--host", "0.0.0.0
 FROM scratch AS cpu
 COPY --from=build-cpu /image /
 LABEL org.opencontainers.image.title="Millrace" \
+      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.description="Inference cluster for Liquid AI's LFM2 models" \
       org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/usr/bin HOME=/tmp

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """The container image: its final stage built by the real Buildah, its files checked, its process run.
 
-The stage that compiles (it needs a base image and ten minutes) is replaced by what it leaves, made by the same
-scripts/image_root.py from the binary under test; everything after it is the Dockerfile's own. The container is what a
-runtime makes of the image: namespaces for processes and mounts, a read-only root, the image's user, environment and
-entry point. Without Buildah, or without the right to make namespaces, the test says so and counts as skipped.
+In Runs the stage that compiles is replaced by what it leaves, made by the same scripts/image_root.py from the binary
+under test; everything after it is the Dockerfile's own. Built, which scripts/test-image runs and ctest does not, goes through
+all stages from a base that debootstrap makes: a quarter of an hour and 4 GB. The container is what a runtime makes of the
+image: namespaces for processes and mounts, a read-only root, the image's user, environment and entry point. Without
+Buildah, or without the right to make namespaces, the test says so and counts as skipped.
 """
 
 import hashlib
@@ -189,12 +190,16 @@ class Runs(unittest.TestCase):
             print(f"skipped=1: {reason}")
             sys.exit(77)
         cls.scratch = pathlib.Path(tempfile.mkdtemp(prefix="millrace-image-"))
-        image_root(cls.scratch / "context/image")
-        cls.buildah("build", "--isolation", "chroot", "--build-context", f"build-cpu={cls.scratch}/context", "--target", "cpu",
-                    "--tag", "millrace:test", str(ROOT))
+        cls.build()
         cls.config = json.loads(cls.buildah("inspect", "--type", "image", "millrace:test"))["OCIv1"]["config"]
         cls.container = cls.buildah("from", "millrace:test").strip()
         cls.root = cls.buildah("mount", cls.container).strip()
+
+    @classmethod
+    def build(cls):
+        image_root(cls.scratch / "context/image")
+        cls.buildah("build", "--isolation", "chroot", "--build-context", f"build-cpu={cls.scratch}/context", "--target", "cpu",
+                    "--tag", "millrace:test", str(ROOT))
 
     @classmethod
     def tearDownClass(cls):
@@ -259,6 +264,38 @@ class Runs(unittest.TestCase):
         finally:
             status = service.end()
         self.assertEqual(status, 0, "".join(service.lines))
+
+
+class Built(Runs):
+    """The same of an image that was built whole."""
+
+    @classmethod
+    def build(cls):
+        base = cls.scratch / "base"
+        subprocess.run(["debootstrap", "--variant=minbase", "bookworm", str(base)], check=True, stdout=sys.stderr)
+        container = cls.buildah("from", "scratch").strip()
+        cls.buildah("add", "--quiet", container, str(base), "/")
+        cls.buildah("commit", "--quiet", "--rm", container, "localhost/millrace-base")
+        shutil.rmtree(base)
+        begin = time.monotonic()
+        cls.buildah("build", "--isolation", "chroot", "--pull=never", "--build-arg", "BASE=localhost/millrace-base", "--target", "cpu",
+                    "--tag", "millrace:test", str(ROOT))
+        print(f"buildah build: {time.monotonic() - begin:.0f} s", file=sys.stderr)
+
+    def test_its_files(self):
+        root = pathlib.Path(self.root)
+        entries = [p for p in root.rglob("*") if not p.is_symlink()]
+        total = sum(p.stat().st_size for p in entries if p.is_file())
+        print(f"the image's files: {total / 1e6:.0f} MB", file=sys.stderr)
+        self.assertLess(total, CPU_BUDGET)  # with the C and C++ libraries
+        self.assertEqual([p for p in entries if p.stat().st_mode & (stat.S_ISUID | stat.S_ISGID)], [])
+        self.assertEqual([p.name for folder in ("bin", "usr/bin") for p in (root / folder).glob("*sh")], [])
+        sbom = json.loads((root / "usr/share/millrace/sbom.spdx.json").read_text())
+        self.assertGreater(len(sbom["packages"]), 20)
+        for file in sbom["files"]:
+            path = root / file["fileName"].lstrip("./")
+            sums = {c["algorithm"]: c["checksumValue"] for c in file["checksums"]}
+            self.assertEqual(hashlib.sha256(path.read_bytes()).hexdigest(), sums["SHA256"], path)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,21 @@ DrainOrder::DrainOrder(asio::io_context& io)
 
 DrainOrder::~DrainOrder() {
   if (!token_file_.empty()) ::unlink(token_file_.c_str());
+  if (!given_ || forced_) return;
+  // What was ordered has been done, and the process is about to end by itself: a SIGTERM that comes
+  // now, as a kubelet's does right after the hook that drained, must not end it otherwise. Blocked
+  // meanwhile, since without the set the default action is back.
+  sigset_t both;
+  sigemptyset(&both);
+  sigaddset(&both, SIGINT);
+  sigaddset(&both, SIGTERM);
+  sigset_t before;
+  pthread_sigmask(SIG_BLOCK, &both, &before);
+  boost::system::error_code ignored;
+  signals_.clear(ignored);
+  std::signal(SIGINT, SIG_IGN);
+  std::signal(SIGTERM, SIG_IGN);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 void DrainOrder::watch_signals() {

@@ -34,7 +34,8 @@ struct DrainProgress {
 class DrainOrder {
  public:
   explicit DrainOrder(boost::asio::io_context& io);
-  ~DrainOrder();  // removes the token's file
+  // Removes the token's file. After an order SIGINT and SIGTERM are ignored from here on.
+  ~DrainOrder();
 
   // A second SIGINT or SIGTERM stops the io_context without waiting for what runs: forced() is
   // then true, and the caller ends what it started and removes its files. A third kills the

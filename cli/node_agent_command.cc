@@ -9,6 +9,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 
@@ -96,6 +97,10 @@ int run_rank_exec(const std::vector<std::string>& words) {
     return fail(fmt::format("rank-exec: only ranks of this binary run here, not '{}'",
                             words.empty() ? "" : words[0]),
                 kLaunchFailed);
+  }
+  // mpirun hands its own folder on to the ranks of all nodes; here the daemon's stands for it.
+  if (const char* scratch = std::getenv("TMPDIR")) {
+    setenv("OMPI_MCA_btl_vader_backing_directory", scratch, 1);
   }
   prctl(PR_SET_PDEATHSIG, SIGKILL);  // stays across exec: no gap until the worker asks for it
   std::vector<char*> arguments;

@@ -215,6 +215,9 @@ class MultiNode(unittest.TestCase):
     def test_same_tokens_as_one_machine_and_nothing_left(self):
         leader, agent = self.start_cell()
         self.assertEqual((len(ranks_in(LEADER)), len(ranks_in(OTHER))), (3, 2))
+        for name in (LEADER, OTHER):  # ranks of one node meet in its own memory
+            self.assertTrue(list(SHARED_MEMORY[name].rglob("vader_segment*")), f"{name}\n{leader.output()}\n{agent.output()}")
+        self.assertNotIn("shmem", leader.output() + agent.output())
         drawn, chosen = leader.tokens(**SEEDED), leader.tokens()
         _, whole = leader.post("/v1/completions", greedy(24))
         alone = subprocess.run([BIN, "generate", "--model", MODEL, "--temperature", "0", "-n", "24",

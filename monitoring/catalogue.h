@@ -60,6 +60,7 @@ enum class Metric : std::uint8_t {
   kAdmissionRejections,
   kSequencesFailed,
   kQueueCapacity,
+  kQueuedSequences,
   kQueuedPromptTokens,
   kMessagesDropped,
   // Ours: cells
@@ -224,6 +225,8 @@ inline constexpr auto kCatalogue = [] {
      "Admitted sequences that ended in an explicit error, by cause.", kFailure, {}},
     {Metric::kQueueCapacity, kGau, "millrace_queue_capacity", "1",
      "Sequences that the gateway's queue takes; more are refused.", {}, {}},
+    {Metric::kQueuedSequences, kGau, "millrace_queued_sequences", "1",
+     "Sequences in the gateway's queue: handed to no cell yet.", {}, {}},
     {Metric::kQueuedPromptTokens, kGau, "millrace_queued_prompt_tokens", "tokens",
      "Prompt tokens in the gateway's queue.", {}, {}},
     {Metric::kMessagesDropped, kCtr, "millrace_messages_dropped_total", "1",

@@ -52,18 +52,27 @@ def spread(title: str, histogram: str, description: str, unit: str = "s", **more
                  kind="heatmap", unit=unit, **more)
 
 
-def stat(title: str, description: str, expr: str, unit: str = "short", steps=(), **more) -> Panel:
-    return Panel(title, description, [Query(expr)], kind="stat", unit=unit, width=4, height=4, steps=list(steps), low=None, **more)
+def stat(title: str, description: str, expr: str, unit: str = "short", steps=(), width: int = 4, **more) -> Panel:
+    return Panel(title, description, [Query(expr)], kind="stat", unit=unit, width=width, height=4, steps=list(steps), low=None, **more)
 
 
 ENDED = "vllm:request_success_total"
 REFUSED = "millrace_admission_rejections_total"
 FAILED = "millrace_sequences_failed_total"
 TTFT = "vllm:time_to_first_token_seconds"
+ITL = "vllm:inter_token_latency_seconds"
 BAD_SHARE = (f'(sum(rate({FAILED}{{{TARGET}, reason!="slow_consumer"}}[{RATE}])) + {rate(REFUSED, "")})'
              f" / ({rate(ENDED, '')} + {rate(REFUSED, '')} > 0)")
 BUDGET = [(None, BAD), (0, WATCH), (0.25, OK)]
 PACES = [(None, OK), (1, WATCH), (float(BURNS[1][4]), BAD)]
+
+
+def budget(title: str, description: str, what: str) -> Panel:
+    return stat(title, description, f"min(millrace:{what}:budget_left_{PERIOD}{{{TARGET}}})", "percentunit", BUDGET, width=8)
+
+
+def bound(what: str) -> Query:
+    return Query(f"max(millrace:{what}:bound_seconds{{{TARGET}}})", "objective")
 
 
 def burn(what: str) -> list[Query]:
@@ -81,19 +90,30 @@ OVERVIEW = Dashboard("millrace-overview", "Millrace / Overview", "What clients g
              "percentunit", [(None, OK), (0.001, WATCH), (0.01, BAD)]),
         stat("First token, p95", "From admission to the first token.",
              f"histogram_quantile(0.95, {rate(TTFT + '_bucket', 'le')})", "s"),
-        stat("Budget of errors left", "Of the failures that the objective allows in 30 days, what is left.",
-             f"min(millrace:requests:budget_left_{PERIOD}{{{TARGET}}})", "percentunit", BUDGET),
-        stat("Budget of late first tokens left", "Of the late ones that the objective allows in 30 days, what is left.",
-             f"min(millrace:first_token:budget_left_{PERIOD}{{{TARGET}}})", "percentunit", BUDGET),
+        stat("Between tokens, p95", "Gap between two consecutive tokens of a sequence.",
+             f"histogram_quantile(0.95, {rate(ITL + '_bucket', 'le')})", "s"),
+        stat("Waiting", "Sequences in the gateways' queues, or in a cell and not yet worked on.", f"sum(vllm:num_requests_waiting{{{TARGET}}})",
+             decimals=0),
+    ]),
+    Row("Objectives", [
+        budget("Budget of errors left", "Of the failures that the objective allows in 30 days, what is left.", "requests"),
+        budget("Budget of late first tokens left", "Of the late ones that the objective allows in 30 days, what is left.", "first_token"),
+        budget("Budget of long gaps left", "Of the gaps past the bound that the objective allows in 30 days, what is left.", "inter_token"),
+        Panel("Burn of the error budget", "1: the budget lasts exactly 30 days. Alerts look at 1 h with 5 m, 6 h with 30 m, 3 d with 6 h.",
+              burn("requests"), steps=PACES),
+        Panel("Burn of the budget of late first tokens", "Late: past the bound of the objective. 1: the budget lasts exactly 30 days.",
+              burn("first_token"), steps=PACES),
+        Panel("Burn of the budget of long gaps", "Long: past the bound of the objective for gaps between tokens. 1: the budget lasts exactly 30 days.",
+              burn("inter_token"), steps=PACES),
     ]),
     Row("Traffic", [
         Panel("Ends of sequences", "By reason: stop and length are answers, abort a client that left, error an explicit error event.",
               [Query(rate(ENDED, "finished_reason"), "{{finished_reason}}")], unit="reqps", stack=True),
-        Panel("HTTP answers", "By route and status. 499: the client left.",
+        Panel("HTTP answers", "By route and status. 499: the client left; stream_error: an error event after its 200.",
               [Query(rate("millrace_http_requests_total", "route, status"), "{{status}} {{route}}")], unit="reqps"),
-        Panel("Tokens", "Prompt tokens of sequences that got their first token, and generated tokens passed on.",
-              [Query(rate("vllm:prompt_tokens_total", ""), "prompt"), Query(rate("vllm:generation_tokens_total", ""), "generated")],
-              unit="short"),
+        Panel("Tokens", "Prompt tokens of sequences that got their first token, generated tokens passed on, and what preemptions made cells compute again.",
+              [Query(rate("vllm:prompt_tokens_total", ""), "prompt"), Query(rate("vllm:generation_tokens_total", ""), "generated"),
+               Query(rate("vllm:prompt_tokens_recomputed_total", ""), "computed again")]),
         Panel("Refused before any work", "By the limit or the state that refused: queue_full and token_budget are overload.",
               [Query(rate(REFUSED, "reason"), "{{reason}}")], unit="reqps", stack=True),
         Panel("Failed after admission", "Sequences that ended in an explicit error, by cause. slow_consumer is the client's.",
@@ -104,28 +124,26 @@ OVERVIEW = Dashboard("millrace-overview", "Millrace / Overview", "What clients g
     ]),
     Row("Latency", [
         latency("Time to first token", TTFT, "From admission to the first token, the wait in the queue included, and the bound of the objective.",
-                beside=[Query(f"max(millrace:first_token:bound_seconds{{{TARGET}}})", "objective")]),
-        latency("Between tokens", "vllm:inter_token_latency_seconds", "Gap between two consecutive tokens of a sequence."),
+                beside=[bound("first_token")]),
+        latency("Between tokens", ITL, "Gap between two consecutive tokens of a sequence, and the bound of the objective.", beside=[bound("inter_token")]),
         latency("Whole sequence", "vllm:e2e_request_latency_seconds", "From admission to the last token; grows with the answer's length."),
         spread("First tokens, spread", TTFT, "First tokens by the time they took: shows two populations that quantiles hide."),
-        latency("Wait in the queue", "vllm:request_queue_time_seconds", "From admission to the hand-over to a cell. Buckets begin at 0.3 s."),
+        latency("Wait in the queue", "vllm:request_queue_time_seconds", "From admission to the first step: in the gateway's queue and in its cell's. Buckets begin at 0.3 s."),
         latency("Per output token", "vllm:request_time_per_output_token_seconds", "Mean gap of a finished sequence: what a reader feels as speed."),
+        latency("Prefill", "vllm:request_prefill_time_seconds", "From the first step to the first token; grows with the prompt's length."),
+        latency("Decode", "vllm:request_decode_time_seconds", "From the first token to the last; grows with the answer's length."),
+        Panel("Prompt tokens computed", "Of a finished sequence: all of its prompt, as there is no prefix cache.",
+              quantiles("vllm:request_prefill_kv_computed_tokens")),
     ]),
     Row("Queue and cells", [
         Panel("Sequences", "Running in cells, and waiting: in the gateways' queues or in a cell.",
               [Query(f"sum(vllm:num_requests_running{{{TARGET}}})", "running"), Query(f"sum(vllm:num_requests_waiting{{{TARGET}}})", "waiting")]),
         Panel("Queue used", "Waiting sequences over the queue's capacity, of the fullest gateway. Full: requests are refused.",
-              [Query(f"max by (instance) (sum by (instance) (vllm:num_requests_waiting{{{TARGET}}})"
+              [Query(f"max by (instance) (sum by (instance) (millrace_queued_sequences{{{TARGET}}})"
                      f" / sum by (instance) (millrace_queue_capacity{{{TARGET}}}))", "{{instance}}")],
               unit="percentunit", high=1, steps=[(None, OK), (0.5, WATCH), (0.9, BAD)]),
         Panel("Cells by state", "As the gateway that sees most of them counts. suspect: silent, or with work and without progress.",
               [Query(f"max by (state) (millrace_cells{{{TARGET}}})", "{{state}}")], stack=True),
-    ]),
-    Row("Objectives", [
-        Panel("Burn of the error budget", "1: the budget lasts exactly 30 days. Alerts look at 1 h with 5 m, 6 h with 30 m, 3 d with 6 h.",
-              burn("requests"), steps=PACES, width=12),
-        Panel("Burn of the budget of late first tokens", "Late: past the bound of the objective. 1: the budget lasts exactly 30 days.",
-              burn("first_token"), steps=PACES, width=12),
     ]),
 ], SERVICE_VARIABLES, [STARTS, LOSSES])
 
@@ -298,8 +316,9 @@ CELLS_BOARD = Dashboard("millrace-cells", "Millrace / Cells", "Health and histor
               [Query(f"max by (cell) (increase(millrace_cell_losses_total{{{CELLS}}}[1h]))", "{{cell}}")]),
         Panel("Dropped messages", "From cells: of an old epoch, repeated, or for an ended sequence. A few after a restart are right.",
               [Query(rate("millrace_messages_dropped_total", "reason"), "{{reason}}")]),
-        Panel("Sequences cut off by cells", "Ended because their cell was lost, or answered with an error.",
-              [Query(f'sum by (reason) (rate({FAILED}{{{TARGET}, reason=~"cell_lost|cell_error|protocol"}}[{RATE}]))', "{{reason}}")], unit="reqps"),
+        Panel("Sequences cut off by cells", "Ended because their cell was lost, or answered with an error; of the latter, those whose logits were not finite.",
+              [Query(f'sum by (reason) (rate({FAILED}{{{TARGET}, reason=~"cell_lost|cell_error|protocol"}}[{RATE}]))', "{{reason}}"),
+               Query(rate("vllm:corrupted_requests_total", ""), "logits not finite")], unit="reqps"),
         Panel("Steps per second", "Finished steps of a cell; an idle one takes an empty step every five seconds.",
               [Query(cell_rate("millrace_cell_steps_total"), "{{cell}}")]),
     ]),
@@ -307,10 +326,10 @@ CELLS_BOARD = Dashboard("millrace-cells", "Millrace / Cells", "Health and histor
         Panel("Gateways", "Version, and whether each takes requests or drains.",
               [Query(f"max by (instance, version) (millrace_build_info{{{TARGET}}})", "Up"), Query(f"max by (instance) (millrace_ready{{{TARGET}}})", "Ready"),
                Query(f"max by (instance) (millrace_draining{{{TARGET}}})", "Draining")], kind="table",
-              columns={"instance": "Gateway", "version": "Version"}, width=12),
+              columns={"instance": "Gateway", "version": "Version"}, width=12, height=5),
         Panel("KV cache of the cells", "Shapes of KV caches that cells registered with. More than one: cells differ.",
               [Query(f"max by (block_size, num_gpu_blocks, cache_dtype) (vllm:cache_config_info{{{TARGET}}})", "Seen")], kind="table",
-              columns={"block_size": "Tokens of a block", "num_gpu_blocks": "Blocks", "cache_dtype": "Format"}, width=12),
+              columns={"block_size": "Tokens of a block", "num_gpu_blocks": "Blocks", "cache_dtype": "Format"}, width=12, height=5),
     ]),
 ], CELL_VARIABLES, [STARTS, LOSSES])
 

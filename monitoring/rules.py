@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 SERVICE = 'job=~".*millrace.*"'
 RUNBOOK = "docs/alerts.md"
 
-# What is promised, over 30 days. The bound of the first token is an edge of its histogram, or nothing could count by it.
+# What is promised, over 30 days. A bound in seconds is an edge of its histogram, or nothing could count by it.
 AVAILABILITY = "0.999"
 FIRST_TOKEN = "0.99"
 FIRST_TOKEN_SECONDS = "2.5"
+INTER_TOKEN = "0.99"
+INTER_TOKEN_SECONDS = "0.2"  # five tokens a second: slower than people read
 PERIOD = "30d"
 
 BY = "cluster, namespace, job"
@@ -76,14 +78,18 @@ def all_requests(window: str) -> str:
             f"+ sum by ({BY}) (rate(millrace_admission_rejections_total{{{SERVICE}}}[{window}]))")
 
 
-def late_first_tokens(window: str) -> str:
-    seconds = "vllm:time_to_first_token_seconds"
-    return (f"sum by ({BY}) (rate({seconds}_count{{{SERVICE}}}[{window}]))\n"
-            f"- sum by ({BY}) (rate({seconds}_bucket{{{SERVICE}, {le(FIRST_TOKEN_SECONDS)}}}[{window}]))")
+def late(histogram: str, seconds: str):
+    """Observations past the bound: all of them less the bucket up to it."""
+    def over(window: str) -> str:
+        return (f"sum by ({BY}) (rate({histogram}_count{{{SERVICE}}}[{window}]))\n"
+                f"- sum by ({BY}) (rate({histogram}_bucket{{{SERVICE}, {le(seconds)}}}[{window}]))")
+    return over
 
 
-def all_first_tokens(window: str) -> str:
-    return f"sum by ({BY}) (rate(vllm:time_to_first_token_seconds_count{{{SERVICE}}}[{window}]))"
+def observed(histogram: str):
+    def over(window: str) -> str:
+        return f"sum by ({BY}) (rate({histogram}_count{{{SERVICE}}}[{window}]))"
+    return over
 
 
 EACH_SERVICE = f"{{}} * group by ({BY}) (millrace_build_info{{{{{SERVICE}}}}})"  # a number, for each
@@ -120,11 +126,17 @@ def burn_alerts(name: str, what: str, promise: str) -> list[Alert]:
     return out
 
 
-OBJECTIVES = Group("millrace-objectives",
-                   objective_recordings("requests", AVAILABILITY, bad_requests, all_requests)
-                   + [Recording("millrace:first_token:bound_seconds", EACH_SERVICE.format(FIRST_TOKEN_SECONDS), set())]
-                   + objective_recordings("first_token", FIRST_TOKEN, late_first_tokens, all_first_tokens),
-                   burn_alerts("Requests", "requests", "Requests") + burn_alerts("FirstToken", "first_token", "First tokens"))
+# (name in alerts, name in recordings, what it is of, histogram, objective, bound)
+LATENCIES = (("FirstToken", "first_token", "First tokens", "vllm:time_to_first_token_seconds", FIRST_TOKEN, FIRST_TOKEN_SECONDS),
+             ("InterToken", "inter_token", "Gaps between tokens", "vllm:inter_token_latency_seconds", INTER_TOKEN, INTER_TOKEN_SECONDS))
+
+# The chart finds what it replaces by these recordings' names: a number at the beginning of objective and bound_seconds, and le.
+OBJECTIVES = Group("millrace-objectives", objective_recordings("requests", AVAILABILITY, bad_requests, all_requests),
+                   burn_alerts("Requests", "requests", "Requests"))
+for _name, _what, _promise, _histogram, _objective, _seconds in LATENCIES:
+    OBJECTIVES.recordings.append(Recording(f"millrace:{_what}:bound_seconds", EACH_SERVICE.format(_seconds), set()))
+    OBJECTIVES.recordings += objective_recordings(_what, _objective, late(_histogram, _seconds), observed(_histogram))
+    OBJECTIVES.alerts += burn_alerts(_name, _what, _promise)
 
 # --- causes --------------------------------------------------------------------------------------------------------
 
@@ -144,7 +156,7 @@ WORKER = "stage, lane"
 RATIOS = Group("millrace-ratios", [
     Recording("millrace:cells_ready:max", f"max by ({BY}) (millrace_cells_ready{{{SERVICE}}})", set()),
     Recording("millrace:queue_use:max",
-              f"max by ({BY}) (sum by ({BY}, instance) (vllm:num_requests_waiting{{{SERVICE}}})\n"
+              f"max by ({BY}) (sum by ({BY}, instance) (millrace_queued_sequences{{{SERVICE}}})\n"
               f"/ sum by ({BY}, instance) (millrace_queue_capacity{{{SERVICE}}} > 0))", set()),
     Recording("millrace:refused:rate5m",
               f'sum by ({BY}) (rate(millrace_admission_rejections_total{{{SERVICE}, reason=~"queue_full|token_budget"}}[5m]))', set()),
@@ -268,10 +280,10 @@ def block(indent: int, text: str) -> str:
     return " |-\n" + "".join(f"{' ' * indent}{line}\n" for line in text.splitlines())
 
 
-def rules_yaml() -> str:
+def rules_yaml(groups=GROUPS) -> str:
     out = ("# Written by scripts/monitoring_files.py from monitoring/rules.py. For Prometheus without the chart: give the scrape job a name\n"
            "# with millrace in it. The chart replaces the selector and the objectives (templates/monitoring.yaml).\ngroups:\n")
-    for group in GROUPS:
+    for group in groups:
         out += f"  - name: {group.name}\n    rules:\n"
         for rule in group.recordings:
             out += f"      - record: {rule.name}\n        expr:" + block(10, rule.expr)

@@ -228,6 +228,7 @@ void GatewayCore::refresh_metrics() {
   metrics_.queue_capacity.set(config_.max_queued_sequences);
   metrics_.running.set(running_);
   metrics_.waiting.set(static_cast<double>(queued_sequences_ + waiting_in_cells_));
+  metrics_.queued_sequences.set(static_cast<double>(queued_sequences_));
   metrics_.queued_tokens.set(static_cast<double>(queued_tokens_));
   const auto add = [](const Counter& c, std::uint64_t& reported, std::uint64_t total) {
     c.add(static_cast<double>(total - std::exchange(reported, total)));

@@ -10,6 +10,7 @@ GatewayMetrics::GatewayMetrics(Exporter* e) : exporter(e) {
   ready = e->gauge<Metric::kReady>();
   draining = e->gauge<Metric::kDraining>();
   queue_capacity = e->gauge<Metric::kQueueCapacity>();
+  queued_sequences = e->gauge<Metric::kQueuedSequences>();
   queued_tokens = e->gauge<Metric::kQueuedPromptTokens>();
   cells_ready = e->gauge<Metric::kCellsReady>();
   cells_joining = e->gauge<Metric::kCells>("joining");

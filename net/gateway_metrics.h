@@ -14,7 +14,8 @@ struct GatewayMetrics {
   Counter finished(FinishReason reason) const;
 
   Exporter* exporter;  // for the series of a cell, whose name is not known before; may be null
-  Gauge running, waiting, kv_usage, ready, draining, queue_capacity, queued_tokens, cells_ready;
+  Gauge running, waiting, kv_usage, ready, draining, queue_capacity, queued_sequences,
+      queued_tokens, cells_ready;
   Gauge cells_joining, cells_healthy, cells_suspect, cells_draining;
   Counter prompt_tokens, generation_tokens, preemptions, recomputed_tokens, corrupted_requests;
   Counter ended_stop, ended_length, ended_abort, ended_error;

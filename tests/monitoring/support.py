@@ -30,13 +30,13 @@ def need_prometheus():
         sys.exit(SKIPPED)
 
 
-def chart_rules(folder: pathlib.Path) -> pathlib.Path | None:
-    """The rules as the chart makes them of its release "demo", as a file for Prometheus; None without Helm."""
+def chart_rules(folder: pathlib.Path, **values) -> pathlib.Path | None:
+    """The rules as the chart makes them of its release "demo" and values of `monitoring`, as a file for Prometheus; None without Helm."""
     if not HELM.exists():
         return None
-    text = helm_template("--show-only", "templates/monitoring.yaml", "--set", "monitoring.dashboards.enabled=false",
-                         "--set", "monitoring.rules.enabled=true")
     path = folder / "chart.yaml"
+    path.write_text(json.dumps({"monitoring": {"dashboards": {"enabled": False}, "rules": {"enabled": True}} | values}))
+    text = helm_template("--show-only", "templates/monitoring.yaml", "--values", str(path))
     path.write_text(textwrap.dedent(text.partition("\nspec:\n")[2]))
     return path
 
@@ -101,11 +101,11 @@ def panel_expression(expr: str, window: str = "1m") -> str:
 class Load(threading.Thread):
     """Requests of several kinds until stop(): answers, clients that leave, and bad ones."""
 
-    def __init__(self, binary: str, url: str, concurrency: int = 6):
+    def __init__(self, binary: str, url: str, concurrency: int = 6, prompt_tokens: int = 48, answer_tokens: int = 24):
         super().__init__(daemon=True)
         self.command = [binary, "bench", "--url", url, "--concurrency", str(concurrency), "--num-prompts",
-                        str(2 * concurrency), "--input-len", "48",
-                        "--output-len", "24", "--token-range", "1", "4000", "--warmup", "0", "--allow-failures"]
+                        str(2 * concurrency), "--input-len", str(prompt_tokens),
+                        "--output-len", str(answer_tokens), "--token-range", "1", "4000", "--warmup", "0", "--allow-failures"]
         self.url = url
         self.over = threading.Event()
 

@@ -246,6 +246,12 @@ TEST(Gateway, FullQueueRefusesAtOnceAndDrainsInOrder) {
   EXPECT_LE(h.gateway->retry_after(), 60s);
   // Three here, and one in the cell behind the one it runs, as the next heartbeat says.
   EXPECT_TRUE(eventually([&] { return h.gateway->status().queued == 4; }));
+  // The queue's own fill, beside its capacity, is not that of the cells.
+  EXPECT_TRUE(eventually([&] {
+    return h.exporter.gauge<Metric::kRequestsWaiting>().value() == 4 &&
+           h.exporter.gauge<Metric::kQueuedSequences>().value() == 3;
+  }));
+  EXPECT_EQ(h.exporter.gauge<Metric::kQueueCapacity>().value(), 3);
   for (std::size_t i = 0; i < 5; ++i) {
     ASSERT_TRUE(cell.wait_submitted(i + 1));
     const SequenceRequest r = cell.submitted()[i];

@@ -23,6 +23,8 @@ import yaml  # noqa: E402
 import jsonschema_rs  # noqa: E402
 import values_space as space  # noqa: E402
 from coupled_values import CONTEXTS, refusals  # noqa: E402
+import generated_values as generated  # noqa: E402
+from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from objects_check import problems  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "monitoring"))
@@ -38,6 +40,32 @@ def merged(a: dict, b: dict) -> dict:
     for key, value in b.items():
         out[key] = merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
     return out
+
+
+# --- what templates write into YAML ----------------------------------------------------------------------------------
+
+ACTION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}")
+CONTROL = re.compile(r"(if|else|end|range|with|define|continue|fail|\$[\w$, ]*:?=|/\*)")
+# Numbers, and functions whose result YAML reads as what it was.
+TYPED = re.compile(r"(int|int64|add|mul|max|toYaml|toJson|include \"millrace\.configValue\")\s([^|]|\((.*)\)|\| (min|max) \d+)*$"
+                   r"|.*\|\s*(quote|squote|toJson|int|int64|nindent \d+)$")
+LITERAL = re.compile(r"/|[-.][a-z]{3,}")  # beside an action: the whole is a text whatever the action gives
+
+
+def untyped(text: str) -> list[str]:
+    """Lines of a template in which a value becomes a YAML scalar or key as it stands: `123`, `1e3`, `null` or `yes` would then be no text."""
+    found = []
+    for line in re.sub(r"\{\{-? ?/\*.*?\*/ ?-?\}\}", "", text, flags=re.S).splitlines():
+        line = re.sub(r"\s+# .*", "", line)
+        actions = [a for a in ACTION.findall(line) if not CONTROL.match(a)]
+        key, _, value = re.sub(r"^\s*(- )*", "", line).rpartition(": ") if re.search(r"\S: \S", line) else ("", "", line.strip())
+        if not actions or not re.match(r"\s*(- |\S+.*: |\{\{.*\}\}:$)", line):
+            continue  # text of a define, which is judged where it is included
+        literal = LITERAL.search(ACTION.sub("", value))
+        keys = ACTION.findall(key or line if line.rstrip().endswith("}}:") else key)
+        if not literal and not all(TYPED.match(a) for a in actions) or not all(TYPED.match(a) for a in keys):
+            found.append(line.strip())
+    return found
 
 
 def faults(objects: list[dict], kube: str) -> list[str]:
@@ -88,6 +116,23 @@ class Lint(unittest.TestCase):
         result = subprocess.run([VENV / "bin" / "yamllint", "--strict", "-d", rules, *files], capture_output=True, text=True)
         self.assertEqual(result.returncode, 0, result.stdout)
 
+    def test_templates_keep_texts_texts(self):
+        # What the schema or the chart's own files close: names of fields, durations with their unit, names of files.
+        closed = {"{{ $section }}:", '{{ $name }}: {{ include "millrace.configValue" $value }}', "{{ base $path }}: |",
+                  "interval: {{ $m.serviceMonitor.interval }}", "interval: {{ $m.podMonitor.interval }}"}
+        quoted = 0
+        for path in sorted(TEMPLATES.rglob("*")):
+            if path.suffix not in (".yaml", ".tpl"):
+                continue
+            text = path.read_text()
+            self.assertEqual(set(untyped(text)) - closed, set(), path.name)
+            for line in re.findall(r"^.*: \{\{ (?!int |mul |add ).* \| quote \}\}$", text, re.M):  # each that goes is seen
+                self.assertNotEqual(untyped(line.replace(" | quote", "")), [], line)
+                quoted += 1
+        self.assertGreater(quoted, 50)
+        for line in ("  claimName: {{ .x }}", "  - {{ .x }}", "names: [{{ .x }}]", "a: {{ .x }}-1", "a: {{ if .y }}{{ .x }}{{ end }}", "{{ .x }}: a"):
+            self.assertEqual(untyped(line), [line.strip()])
+
     def test_generated_parts_are_current(self):
         result = subprocess.run([sys.executable, ROOT / "scripts" / "chart_files.py", "--check"], capture_output=True, text=True)
         self.assertEqual(result.returncode, 0, result.stderr)
@@ -96,7 +141,7 @@ class Lint(unittest.TestCase):
         values = yaml.safe_load((CHART / "values.yaml").read_text())
         for path, _ in space.leaves():
             tree = values
-            for name in path[:1] if path[0] == "config" else path[:2] if "affinity" in path else path:
+            for name in path[:1] if path[0] == "config" else path:
                 self.assertIn(name, tree, f"{'.'.join(path)} is in the schema, but not in values.yaml")
                 tree = tree[name]
         self.assertTrue(jsonschema_rs.Draft7Validator(space.SCHEMA).is_valid(values))
@@ -226,6 +271,43 @@ class Behaviour(unittest.TestCase):
             hook = objects[name]["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
             self.assertEqual(hook, ["millrace", "drain", "--url", url, "--pause-ms", pause, "--timeout-s", limit])
 
+    def test_affinity_of_the_values_and_of_the_chart_go_together(self):
+        term = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "1e3"}}}
+        required = "requiredDuringSchedulingIgnoredDuringExecution"
+        preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": term}]}
+        values = {"secrets": {"nodeAgent": {"value": "s" * 32}}, "cells": {
+            "nodes": 2, "stages": 2, "onePerNode": True, "topologyKey": "rack", "runtimeClassName": "123",
+            "affinity": {"podAffinity": preferred, "podAntiAffinity": {required: [term]}, "nodeAffinity": {required: {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}]}}}}}
+        for helm in HELMS:
+            objects = support.indexed(render(helm, values))
+            self.assertEqual([e for o in objects.values() for e in support.schema_errors(o, "1.34")], [])
+            for name in ("demo-millrace-cell-0", "demo-millrace-cell-0-node"):
+                spec = objects[f"StatefulSet/{name}"]["spec"]["template"]["spec"]
+                self.assertEqual(spec["runtimeClassName"], "123")
+                affinity = spec["affinity"]
+                self.assertEqual(affinity["nodeAffinity"], values["cells"]["affinity"]["nodeAffinity"])
+                own = {"app.kubernetes.io/name": "millrace", "app.kubernetes.io/instance": "demo", "app.kubernetes.io/component": "cell"}
+                self.assertEqual(affinity["podAntiAffinity"], {required: [
+                    term, {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": own}}]})
+                self.assertEqual(affinity["podAffinity"], preferred | {required: [
+                    {"topologyKey": "rack", "labelSelector": {"matchLabels": own | {"millrace/cell": "0"}}}]})
+            alone = support.indexed(render(helm, {"mode": "standalone", "cells": {"runtimeClassName": "nvidia"}}))
+            self.assertEqual(alone["Deployment/demo-millrace-gateway"]["spec"]["template"]["spec"]["runtimeClassName"], "nvidia")
+
+    def test_names_that_are_words_of_yaml_stay_names(self):
+        """Of the release, its namespace and its objects."""
+        for helm in HELMS:
+            for release, namespace, name in (("123", "1e3", "null"), ("y", "123", "true"), ("1e3", "0x1", "off")):
+                result = run_helm(helm, "template", release, str(CHART), "--namespace", namespace, "--set-string", f"fullnameOverride={name}",
+                                  "--set-string", f"nameOverride={name}", *(word for api in APIS for word in ("--api-versions", api)))
+                self.assertEqual(result.returncode, 0, result.stderr)
+                objects = [o for o in yaml.safe_load_all(result.stdout) if o]
+                self.assertEqual([e for o in objects for e in support.schema_errors(o, "1.34")], [])
+                self.assertEqual({o["metadata"]["namespace"] for o in objects}, {namespace})
+                self.assertEqual({o["metadata"]["labels"]["app.kubernetes.io/instance"] for o in objects}, {release})
+                self.assertEqual({o["metadata"]["name"].split("-")[0] for o in objects}, {name})
+
     def test_devices_and_rdma_are_asked_for(self):
         objects = support.indexed(render("helm4", CHART / "ci" / "lws-moe-rdma-values.yaml"))
         template = objects["LeaderWorkerSet/demo-millrace-cell"]["spec"]["leaderWorkerTemplate"]
@@ -315,6 +397,51 @@ class Rules(unittest.TestCase):
             self.assertTrue(any(re.match(pattern, start) for start, _ in cases), f"no case for the rule '{rule}'")
         self.assertGreaterEqual(len(cases), len(rules))
 
+    def test_each_objective_is_its_own_value(self):
+        """Whatever the others are: equal, one another's defaults, or swapped; and the file in the chart has the defaults."""
+        of = {"availability": "requests:objective", "firstToken": "first_token:objective", "interToken": "inter_token:objective",
+              "firstTokenSeconds": "first_token:bound_seconds", "interTokenSeconds": "inter_token:bound_seconds"}
+
+        def recorded(groups: list[dict]) -> dict[str, str]:
+            return {r["record"]: r["expr"] for g in groups for r in g["rules"] if "record" in r}
+
+        def check(found: dict[str, str], slo: dict):
+            for value, name in of.items():
+                self.assertEqual(found[f"millrace:{name}"].partition(" * ")[0], str(slo[value]), value)
+            for what in ("first_token", "inter_token"):
+                seconds = slo["firstTokenSeconds" if what == "first_token" else "interTokenSeconds"]
+                edge = f'le="{seconds}"' if isinstance(seconds, float) else f'le=~"{seconds}([.]0)?"'
+                bad = [expr for name, expr in found.items() if name.startswith(f"millrace:{what}:bad_")]
+                self.assertEqual(len(bad), 6)
+                for expr in bad:
+                    self.assertEqual(re.findall(r"le=[^,}]*", expr), [edge], what)
+
+        defaults = yaml.safe_load((CHART / "values.yaml").read_text())["monitoring"]["slo"]
+        check(recorded(yaml.safe_load((CHART / "rules" / "millrace.yaml").read_text())["groups"]), defaults)
+        for numbers in ((0.99, 0.95, 2.5, 0.999, 0.2), (0.99, 0.999, 0.25, 0.99, 2.5), (0.95, 0.95, 5, 0.95, 5), (0.999, 0.999, 1, 0.999, 0.1),
+                        (0.5, 0.99999, 2560, 0.9, 80)):
+            slo = dict(zip(("availability", "firstToken", "firstTokenSeconds", "interToken", "interTokenSeconds"), numbers))
+            for helm in HELMS:
+                with self.subTest(helm=helm, slo=slo):
+                    objects = support.indexed(render(helm, {"monitoring": {"slo": slo}}, apis=APIS))
+                    check(recorded(objects["PrometheusRule/demo-millrace"]["spec"]["groups"]), slo)
+
+    def test_bounds_are_bucket_edges(self):
+        slo = space.SCHEMA["properties"]["monitoring"]["properties"]["slo"]["properties"]
+        for value, histogram in (("firstTokenSeconds", "vllm:time_to_first_token_seconds"), ("interTokenSeconds", "vllm:inter_token_latency_seconds")):
+            self.assertEqual([f"{e:g}" for e in slo[value]["enum"]], metrics.catalogue()[histogram].buckets)
+            for helm in HELMS:
+                self.assertIn(value, refusal(helm, {"monitoring": {"slo": {value: 0.21}}}))
+
+    def test_a_file_that_is_no_rules_is_named(self):
+        for text, said in (("groups: [", "error converting YAML"), ("rules: []\n", "has no list called groups")):
+            with tempfile.TemporaryDirectory() as folder:
+                chart = pathlib.Path(folder) / "millrace"
+                shutil.copytree(CHART, chart)
+                (chart / "rules" / "mine.yaml").write_text(text)
+                for helm in HELMS:
+                    self.assertRegex(refusal(helm, {}, apis=APIS, chart=chart), "rules/mine.yaml: .*" + said)
+
 
 class Config(unittest.TestCase):
     def test_the_binary_takes_every_configuration(self):
@@ -394,6 +521,41 @@ class Properties(unittest.TestCase):
                 jobs.append((HELMS[samples % 2], space.described({path: value}), tree))
         print(f"{samples} samples of {len(known)} values in {len(jobs)} renders")
         self.check(jobs)
+
+    @staticmethod
+    def without_sums(objects: list[dict]) -> list[dict]:
+        """Configurations as what they load as; without checksums, which follow every text."""
+        objects = copy.deepcopy(objects)
+        for o in objects:
+            if o["kind"] == "ConfigMap":
+                o["data"] = {f: yaml.safe_load(text) if f.endswith(".yaml") else text for f, text in o.get("data", {}).items()}
+        for _, template in pod_templates(objects):
+            sums = template["metadata"].get("annotations", {})
+            template["metadata"]["annotations"] = {k: v for k, v in sums.items() if not k.startswith("checksum/")}
+        return objects
+
+    @seed(generated.SEED)
+    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False,
+              phases=[Phase.generate])  # making an example smaller would take minutes of renders
+    @given(generated.trees())
+    def test_generated_texts_come_out_as_they_went_in(self, tree):
+        """The same under both Helms and valid; and what comes out of harmless texts, with the true ones in their places, is what comes
+        out of the true ones: each is a text still, and the same."""
+        harmless, meaning = generated.plain(tree)
+        three, four, base = parallel(lambda job: render(job[0], job[1], apis=APIS), [("helm3", tree), ("helm4", tree), ("helm4", harmless)])
+        self.assertEqual(support.indexed(three), support.indexed(four))
+        self.assertEqual(faults(four, "1.34"), [])
+        self.assertEqual([r.stderr for _, r in loads(four) if r.returncode not in (0, 1)], [])
+        wanted = [generated.with_meaning(o, meaning) for o in self.without_sums(base)]
+        self.assertEqual(support.indexed(self.without_sums(four)), support.indexed(wanted))
+        Properties.texts += len(meaning)
+
+    texts = 0
+
+    @classmethod
+    def tearDownClass(cls):
+        if cls.texts:
+            print(f"{cls.texts} generated texts, seed {generated.SEED} (MILLRACE_SEED)")
 
     def test_every_bad_value_is_refused(self):
         schema = jsonschema_rs.Draft7Validator(space.SCHEMA)

@@ -13,6 +13,11 @@ def _cache(**fields) -> dict:
     return {"config": {"cache": fields, "scheduler": {"max_step_tokens": 65536}}}
 
 
+def _resources(component: str, other: str):
+    """Limits that are no less than requests: the same."""
+    return lambda v: {component: {"resources": {other: v}}, "config": {"cache": {"memory_bytes": "1GiB"}}}
+
+
 CONTEXTS = {
     "fullnameOverride": lambda v: {},
     "nameOverride": lambda v: {},
@@ -24,16 +29,16 @@ CONTEXTS = {
     "cells.workersPerNode": lambda v: {"cells": {"lanes": v}},
     "cells.nodes": lambda v: {"cells": {"stages": v}, "secrets": AGENT},
     "cells.replicas": lambda v: {},
-    "cells.resources.limits": lambda v: {"config": {"cache": {"memory_bytes": "1GiB"}}},
+    "cells.resources.limits": _resources("cells", "requests"),
     "gateway.port": lambda v: {},
     "gateway.cellPort": lambda v: {},
     "gateway.replicas": lambda v: {},
-    "gateway.resources.requests": lambda v: {},
-    "gateway.resources.limits": lambda v: {},
-    "cells.resources.requests": lambda v: {},
-    "gateway.drain.preStopSeconds": lambda v: {"gateway": {"drain": {"terminationGracePeriodSeconds": v + 70}}},
+    "gateway.resources.requests": _resources("gateway", "limits"),
+    "gateway.resources.limits": _resources("gateway", "requests"),
+    "cells.resources.requests": _resources("cells", "limits"),
+    "gateway.drain.preStopSeconds": lambda v: {"gateway": {"drain": {"terminationGracePeriodSeconds": v + 71}}},
     "gateway.drain.terminationGracePeriodSeconds": lambda v: {"gateway": {"drain": {"preStopSeconds": 0}}, "config": {"deadlines": {
-        "drain_ms": 0}}} if v > 5 else None,
+        "drain_ms": 0}}} if v > 10 else None,
     "gateway.autoscaling.enabled": lambda v: {},
     "gateway.autoscaling.minReplicas": lambda v: {"gateway": {"autoscaling": {"enabled": True, "maxReplicas": 64}}},
     "gateway.autoscaling.maxReplicas": lambda v: {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 1}}},
@@ -117,9 +122,18 @@ def refusals() -> list[tuple[str, dict]]:
         ("standalone.embedded: needs mode standalone", {"standalone": {"embedded": True}}),
         ("secrets.nodeAgent: a cell over several pods", {"cells": {"nodes": 2, "stages": 2}}),
         ("cells.resources.limits.memory:", {"cells": {"resources": {"limits": {"memory": "2Gi"}}}}),
-        ("gateway.drain.terminationGracePeriodSeconds: 90 must be more than 96",
+        ("gateway.resources.limits.cpu: 999m is less than gateway.resources.requests.cpu, 1;",
+         {"gateway": {"resources": {"limits": {"cpu": "999m"}}}}),
+        ("gateway.resources.limits.memory: 500M is less than gateway.resources.requests.memory, 512Mi;",
+         {"gateway": {"resources": {"limits": {"memory": "500M"}}}}),
+        ("cells.resources.limits.cpu: 1.999 is less than cells.resources.requests.cpu, 2;", {"cells": {"resources": {"limits": {"cpu": "1.999"}}}}),
+        ("cells.resources.limits.memory: 2147483647 is less than cells.resources.requests.memory, 2Gi;",
+         {"cells": {"resources": {"limits": {"memory": "2147483647"}}}, "config": {"cache": {"kv_tokens": 8192}}}),
+        ("cells.resources.limits: hugepages-2Mi must be what cells.resources.requests has, 64Mi",
+         {"cells": {"resources": {"requests": {"hugepages-2Mi": "64Mi"}}}}),
+        ("gateway.drain.terminationGracePeriodSeconds: 90 must be more than 101",
          {"config": {"deadlines": {"drain_ms": 85500}}}),
-        ("gateway.drain.terminationGracePeriodSeconds: 70 must be more than 70", {"gateway": {"drain": {"terminationGracePeriodSeconds": 70}}}),
+        ("gateway.drain.terminationGracePeriodSeconds: 75 must be more than 75", {"gateway": {"drain": {"terminationGracePeriodSeconds": 75}}}),
         ("cells.terminationGracePeriodSeconds: 70 must be more than 70", {"cells": {"terminationGracePeriodSeconds": 70}}),
         ("startup.readGiBPerSecond:", {"model": {"sizeGiB": 10000}, "startup": {"readGiBPerSecond": 0.1}}),
         ("gateway.autoscaling.minReplicas:", {"gateway": {"autoscaling": {"enabled": True, "minReplicas": 9}}}),

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The life of a release under real Helm 3 and 4, with its pods running: install, test, upgrade, a failed upgrade, rollback, a pod
-lost, uninstall.
+"""The life of a release under real Helm 3 and 4, with its pods running: install, test, an upgrade that rolls gateways and cells,
+failed upgrades, rollback, a container killed, a pod lost, uninstall.
 
 The cluster is a stand-in (stand_in/): an API server with what Helm asks of one, controllers that make and roll pods by
 Kubernetes's rules, and a node that runs each pod as a container of the real image with the rendered files, probes and signals.
@@ -9,6 +9,7 @@ NetworkPolicies, images' registries.
 """
 
 import base64
+import contextlib
 import json
 import os
 import pathlib
@@ -29,7 +30,7 @@ from support import CHART, HELMS, ROOT, VENV  # noqa: E402
 
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "scripts")]
 from container import may_run  # noqa: E402
-from stand_in.api_server import ApiServer  # noqa: E402
+from stand_in.api_server import VERSION, ApiServer  # noqa: E402
 from stand_in.controllers import Controllers, ending, ready  # noqa: E402
 from stand_in.node import Node, own_network  # noqa: E402
 
@@ -69,9 +70,9 @@ class Clients(threading.Thread):
 
 
 class Cluster:
-    def __init__(self, folder: pathlib.Path, image: pathlib.Path, config: dict):
+    def __init__(self, folder: pathlib.Path, image: pathlib.Path, config: dict, apis=()):
         self.folder = folder
-        self.api = ApiServer()
+        self.api = ApiServer(apis, lambda o: support.schema_errors(o, VERSION))
         self.controllers = Controllers(self.api.store)
         environment = dict(v.split("=", 1) for v in config["Env"])
         (folder / "pods").mkdir()
@@ -107,6 +108,13 @@ class Cluster:
     def address(self, service: str) -> str:
         with self.api.store.lock:
             return self.api.store.find("services", "serving", service)["spec"]["clusterIP"]
+
+    def uids(self, component: str) -> set[str]:
+        return {p["metadata"]["uid"] for p in self.pods(component).values() if not ending(p)}
+
+    def kill(self, pod: dict):
+        """SIGKILL to all processes of its container, as the kernel does that is out of memory."""
+        self.node.pods[pod["metadata"]["uid"]].container.signal(9)
 
     def logs(self) -> str:
         text = ""
@@ -158,6 +166,23 @@ class LifeCycle(unittest.TestCase):
     def all_ready(self, component: str, count: int) -> bool:
         return sum(map(ready, self.cluster.pods(component).values())) == count
 
+    @contextlib.contextmanager
+    def clients(self, url: str, expected: str):
+        """While they ask, nobody gets a wrong answer or none."""
+        clients = Clients(url, expected)
+        clients.start()
+        try:
+            yield
+        finally:
+            clients.stop()
+        self.assertEqual(clients.wrong, [], self.cluster.logs())
+        self.assertGreater(clients.answers, 3)
+
+    def crashing(self, component: str) -> list[dict]:
+        """Pods that have been started three times, to no avail."""
+        return [p for p in self.cluster.pods(component).values() if not ending(p) and not ready(p)
+                and p["status"].get("containerStatuses", [{}])[0].get("restartCount", 0) > 1]
+
     def test_helm3(self):
         self.version = HELMS[0]
         self.life()
@@ -178,26 +203,43 @@ class LifeCycle(unittest.TestCase):
         expected = ask(url)
         self.assertTrue(expected)
 
-        # An upgrade of the gateways' configuration rolls them, and nobody notices.
-        clients = Clients(url, expected)
-        clients.start()
-        old = set(self.cluster.pods("gateway"))
-        uids = {p["metadata"]["uid"] for p in self.cluster.pods("gateway").values()}
-        self.helm("upgrade", "demo", str(CHART), *values, "--set", "config.gateway.max_queued_requests=77", "--wait", "--timeout", "120s")
-        clients.stop()
-        self.assertEqual(clients.wrong, [], self.cluster.logs())
-        self.assertGreater(clients.answers, 3)
-        staying = {p["metadata"]["uid"] for p in self.cluster.pods("gateway").values() if not ending(p)}
-        self.assertFalse(uids & staying, old)
+        # An upgrade that changes what gateways and cells read rolls all of them, and nobody notices.
+        old = self.cluster.uids("gateway") | self.cluster.uids("cell")
+        with self.clients(url, expected):
+            self.helm("upgrade", "demo", str(CHART), *values, "--set", "config.cache.max_sequences=12", "--wait", "--timeout", "120s")
+            self.wait_for("the roll-out", lambda: self.all_ready("gateway", 2) and self.all_ready("cell", 2)
+                          and not old & (self.cluster.uids("gateway") | self.cluster.uids("cell")))
+        self.assertEqual(len(self.cluster.uids("gateway")), 2)
+        self.assertEqual(len(self.cluster.uids("cell")), 2)
 
-        # One that cannot start fails; who serves, serves on; the rollback is at once.
-        clients = Clients(url, expected)
-        clients.start()
-        self.helm("upgrade", "demo", str(CHART), *values, "--set", "image.tag=missing", "--wait", "--timeout", "10s", fails=True)
-        self.helm("rollback", "demo", "2", "--wait", "--timeout", "120s")
-        clients.stop()
-        self.assertEqual(clients.wrong, [], self.cluster.logs())
-        self.assertGreater(clients.answers, 3)
+        # One whose image is not there fails; who serves, serves on; the rollback is at once.
+        with self.clients(url, expected):
+            self.helm("upgrade", "demo", str(CHART), *values, "--set", "image.tag=missing", "--wait", "--timeout", "5s", fails=True)
+            self.helm("rollback", "demo", "2", "--wait", "--timeout", "120s")
+
+        # So does one whose pods crash: the model is not where the values say. A gateway and a cell say so, again and again, and the
+        # others stay.
+        with self.clients(url, expected):
+            self.helm("upgrade", "demo", str(CHART), *values, "--set", "model.path=/usr/share/millrace/models/none", "--wait", "--timeout",
+                      "8s", fails=True)
+            for component in ("gateway", "cell"):
+                self.wait_for(f"a {component} crashes again and again", lambda: self.crashing(component))
+                self.assertIn("/usr/share/millrace/models/none", self.cluster.node.log(self.crashing(component)[0]))
+            self.assertTrue(self.all_ready("gateway", 2) and self.all_ready("cell", 1), self.cluster.logs())
+            self.helm("rollback", "demo", "2", "--wait", "--timeout", "120s")
+            self.wait_for("the rollback", lambda: self.all_ready("gateway", 2) and self.all_ready("cell", 2))
+
+        # A container that is killed starts again in its pod.
+        for component in ("cell", "gateway"):
+            pod = min(self.cluster.pods(component).items())[1]
+            uids = self.cluster.uids(component)
+            restarts = pod["status"]["containerStatuses"][0]["restartCount"]
+            self.cluster.kill(pod)
+            self.wait_for(f"the {component} starts again", lambda: self.cluster.pods(component)[pod["metadata"]["name"]]["status"][
+                "containerStatuses"][0]["restartCount"] == restarts + 1)
+            self.wait_for("all are ready again", lambda: self.all_ready("cell", 2) and self.all_ready("gateway", 2))
+            self.assertEqual(self.cluster.uids(component), uids)
+            self.assertEqual(ask(url), expected)
 
         # A cell's pod is deleted: another comes, and the service with it.
         cell = min(self.cluster.pods("cell").items())[1]

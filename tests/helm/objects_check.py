@@ -1,5 +1,6 @@
 """What no schema says about a set of rendered objects: that the parts fit each other, and that pods keep their promises."""
 
+import fractions
 import re
 
 import yaml
@@ -110,6 +111,26 @@ def volume_problems(where: str, spec: dict, objects: list[dict]):
         yield f"{where}: volumes {set(volumes) ^ used} are not mounted, or not there"
 
 
+UNITS = {"": 1, "m": fractions.Fraction(1, 1000), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+         "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+
+
+def quantity(value) -> fractions.Fraction:
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(value)).groups()
+    return fractions.Fraction(number) * UNITS[unit]
+
+
+def resource_problems(where: str, resources: dict):
+    """What the API server demands of a container's resources beyond their schema."""
+    limits = resources.get("limits", {})
+    for name, request in resources.get("requests", {}).items():
+        scalable = not name.startswith("hugepages-") and "/" not in name
+        if not scalable and (name not in limits or quantity(limits[name]) != quantity(request)):
+            yield f"{where}: asks for {request} {name}, but its limit is {limits.get(name)}"
+        if name in limits and quantity(limits[name]) < quantity(request):
+            yield f"{where}: asks for {request} {name}, more than its limit {limits[name]}"
+
+
 def pod_problems(where: str, template: dict, objects: list[dict]):
     spec = template["spec"]
     if spec["automountServiceAccountToken"] is not False or spec["enableServiceLinks"] is not False:
@@ -118,6 +139,7 @@ def pod_problems(where: str, template: dict, objects: list[dict]):
     if not security["runAsNonRoot"] or not security["runAsUser"] or security["seccompProfile"] != {"type": "RuntimeDefault"}:
         yield f"{where}: {security}"
     for c in spec["containers"] + spec.get("initContainers", []):
+        yield from resource_problems(f"{where} {c['name']}", c["resources"])
         own = c["securityContext"]
         rdma = any("rdma/" in r for r in c["resources"].get("limits", {}))
         if own["allowPrivilegeEscalation"] or own["capabilities"]["drop"] != ["ALL"]:
@@ -133,6 +155,8 @@ def pod_problems(where: str, template: dict, objects: list[dict]):
             if probe in c and (c[probe].get("httpGet") or c[probe]["tcpSocket"])["port"] not in ports:
                 yield f"{where}: {probe} asks at a port that is not there"
         hook = c.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["millrace"])
+        if "--timeout-s" in hook and int(hook[hook.index("--timeout-s") + 1]) >= spec["terminationGracePeriodSeconds"]:
+            yield f"{where}: killed before its preStop gives up"
         if hook[0] != "millrace":
             yield f"{where}: its preStop is something else than our own binary"
     if not where.startswith("Pod/") and not any("checksum/config" in k for k in template["metadata"]["annotations"]):

@@ -265,7 +265,7 @@ class MultiNode(unittest.TestCase):
         self.assertEqual(len(ranks), 2)
         for rank in ranks:
             status = pathlib.Path(f"/proc/{rank}/status").read_text()
-            self.assertRegex(status, r"Uid:\t65532\t65532\t65532\t65532\n")
+            self.assertRegex(status, r"Uid:\t10001\t10001\t10001\t10001\n")
             self.assertRegex(status, r"CapEff:\t0+\nCapBnd:\t0+\n")
         # helm test from a pod beside the gateway.
         test = release.objects["Pod/demo-millrace-test"]["spec"]["containers"][0]["args"]

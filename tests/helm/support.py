@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ import jsonschema_rs  # noqa: E402
 import yaml  # noqa: E402
 
 HELMS = ("helm3", "helm4")
-KUBERNETES = ("1.28", "1.29", "1.30", "1.31", "1.32", "1.34", "1.36", "1.37")  # what the chart's objects are checked for
+KUBERNETES = ("1.28", "1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")  # what the chart's objects are checked for
 APIS = ("leaderworkerset.x-k8s.io/v1", "monitoring.coreos.com/v1", "keda.sh/v1alpha1", "gateway.networking.k8s.io/v1",
         "inference.networking.k8s.io/v1")
 CI_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -55,6 +56,11 @@ class Refused(Exception):
     pass
 
 
+def as_yaml(values) -> str:
+    """JSON, which is YAML but for characters that YAML takes for line breaks or refuses, and for pairs of surrogates."""
+    return re.sub(r"[^ -~]", lambda c: f"\\U{ord(c.group()):08x}", json.dumps(values, ensure_ascii=False))
+
+
 def render(helm: str, values, kube: str = "1.34", apis=(), chart=CHART, release: str = "demo") -> list[dict]:
     """The objects, in Helm's order. `values`: a values file, or a tree of values."""
     arguments = ["template", release, str(chart), "--namespace", "serving", "--kube-version", kube]
@@ -62,7 +68,7 @@ def render(helm: str, values, kube: str = "1.34", apis=(), chart=CHART, release:
         arguments += ["--api-versions", api]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         if not isinstance(values, pathlib.Path):
-            json.dump(values, file)
+            file.write(as_yaml(values))
             file.flush()
             values = pathlib.Path(file.name)
         result = run_helm(helm, *arguments, "--values", str(values))

@@ -23,7 +23,9 @@ TEXTS = {
     "subPath": ["", "a", "a/b.c"], "topologyKey": ["", "a/b"], "runbookUrl": ["", "https://a.b/c?d=e"], "prometheusAddress": ["http://p:9090", "https://a/b?c=d"],
     "value": ["", "!" * 32, "\"'\\{}" * 8], "timeout": ["", "1h30m"], "clusterDomain": ["cluster.local", "a"],
     "network": ["", "10.0.0.0/24,eth0", "fe80::/10"], "profile": ["", "9.0:132:139GiB"],
-    "nodeAffinity": [{}], "podAffinity": [{}], "podAntiAffinity": [{}],
+    "affinity": [{}, {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {
+        "matchExpressions": [{"key": "a/b", "operator": "In", "values": ["1", "null"]}]}}]}},
+                 {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "a", "labelSelector": {}}]}}],
 }
 LISTS = {
     "pullSecrets": [[], ["a", "b"]], "keys": [[], ["sk-1", "\"two'"]], "clients": [[], [{"podSelector": {}}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]],
@@ -31,6 +33,10 @@ LISTS = {
     "extraObjects": [[], [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x1"}}]],
     "mpirun_args": [[], ["--mca", "a b"]], "cors_origins": [[], ["*"], ["https://a"]],
 }
+
+
+# For every pattern that does not take them: what is no DNS name, no label, no path.
+BAD_NAMES = ["a..b", "a.-b", "-a", "a-", ".", "A_", "a" * 64 + "/b", "a..b/c"]
 
 
 def resolved(schema: dict) -> tuple[str, dict]:
@@ -126,6 +132,8 @@ def bad(path: tuple, schema: dict) -> list:
         out += [[1], True] if name != "cpu" else [True, 0, "0", "1.0000", "-1", "1e3"]
     if kinds == ["object"]:
         out = ["a", 1, []]
+    elif "pattern" in plain:
+        out += [word for word in BAD_NAMES if not re.search(plain["pattern"], word)]
     return out
 
 

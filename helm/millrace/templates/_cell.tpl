@@ -11,7 +11,7 @@ metadata:
   labels:
     {{- include "millrace.selector" $root | nindent 4 }}
     app.kubernetes.io/component: cell
-    millrace/role: {{ .role }}
+    millrace/role: {{ .role | quote }}
     {{- if not (kindIs "invalid" .cell) }}
     millrace/cell: {{ .cell | quote }}
     {{- end }}
@@ -43,10 +43,10 @@ spec:
     {{- include "millrace.modelCheck" (list $root "cell") | nindent 4 }}
   {{- end }}
   containers:
-    - name: {{ .role }}
+    - name: {{ .role | quote }}
       {{- include "millrace.container" $root | nindent 6 }}
       args:
-        - {{ ternary "cell" "node-agent" (eq .role "leader") }}
+        - {{ ternary "cell" "node-agent" (eq .role "leader") | quote }}
         - --config
         - /etc/millrace/config/cell.yaml
         {{- if .hosts }}
@@ -120,7 +120,7 @@ spec:
     - name: shm
       emptyDir:
         medium: Memory
-        sizeLimit: {{ $cells.shm.sizeLimit }}
+        sizeLimit: {{ $cells.shm.sizeLimit | quote }}
     {{- include "millrace.volumes" (list $root (printf "%s-cell" (include "millrace.fullname" $root)) $secrets) | nindent 4 }}
 {{- end -}}
 
@@ -144,29 +144,27 @@ limits:
 {{- end }}
 {{- end -}}
 
+{{/* The values' rules, and what onePerNode and topologyKey add to them. */}}
 {{- define "millrace.cellAffinity" -}}
 {{- $cells := .root.Values.cells -}}
-{{- $together := and $cells.topologyKey (not (kindIs "invalid" .cell)) (gt (int $cells.nodes) 1) -}}
-{{- if or $together $cells.onePerNode }}
+{{- $affinity := toJson $cells.affinity | fromJson -}}
+{{- $required := "requiredDuringSchedulingIgnoredDuringExecution" -}}
+{{- $labels := merge (dict "app.kubernetes.io/component" "cell") (include "millrace.selector" .root | fromYaml) -}}
+{{- $add := dict -}}
+{{- if and $cells.topologyKey (not (kindIs "invalid" .cell)) (gt (int $cells.nodes) 1) -}}
+{{- $own := merge (dict "millrace/cell" (toString .cell)) $labels -}}
+{{- $_ := set $add "podAffinity" (dict "topologyKey" $cells.topologyKey "labelSelector" (dict "matchLabels" $own)) -}}
+{{- end -}}
+{{- if $cells.onePerNode -}}
+{{- $_ := set $add "podAntiAffinity" (dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" $labels)) -}}
+{{- end -}}
+{{- range $kind, $term := $add -}}
+{{- $rules := get $affinity $kind | default dict -}}
+{{- $_ := set $rules $required (append (get $rules $required | default list) $term) -}}
+{{- $_ := set $affinity $kind $rules -}}
+{{- end -}}
+{{- with $affinity }}
 affinity:
-  {{- if $together }}
-  podAffinity:
-    requiredDuringSchedulingIgnoredDuringExecution:
-      - topologyKey: {{ $cells.topologyKey }}
-        labelSelector:
-          matchLabels:
-            {{- include "millrace.selector" .root | nindent 12 }}
-            app.kubernetes.io/component: cell
-            millrace/cell: {{ .cell | quote }}
-  {{- end }}
-  {{- if $cells.onePerNode }}
-  podAntiAffinity:
-    requiredDuringSchedulingIgnoredDuringExecution:
-      - topologyKey: kubernetes.io/hostname
-        labelSelector:
-          matchLabels:
-            {{- include "millrace.selector" .root | nindent 12 }}
-            app.kubernetes.io/component: cell
-  {{- end }}
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}

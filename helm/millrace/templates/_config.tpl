@@ -1,20 +1,18 @@
 {{/* Millrace's configuration, as config/cluster_config.h loads it. Fields that the chart decides come from its values;
-     .Values.config has the others. Numbers become integers again: values arrive as floats, and 1e+06 is none. */}}
+     .Values.config has the others. */}}
 
-{{- define "millrace.userConfig" -}}
-{{- $config := dict -}}
-{{- range $section, $fields := .Values.config -}}
-{{- $out := dict -}}
-{{- range $name, $value := $fields -}}
-{{- if and (kindIs "float64" $value) (eq (floor $value) $value) -}}
-{{- $_ := set $out $name (int64 $value) -}}
+{{/* A field's value as YAML. Numbers become integers again: values arrive as floats, and 1e+06 is none. Texts are escaped as Go's %q does:
+     JSON leaves characters as they are that YAML takes for line breaks (U+0085) or refuses. */}}
+{{- define "millrace.configValue" -}}
+{{- if kindIs "string" . -}}
+{{- quote . -}}
+{{- else if kindIs "slice" . -}}
+[{{ range $i, $each := . }}{{ if $i }}, {{ end }}{{ include "millrace.configValue" $each }}{{ end }}]
+{{- else if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{- int64 . -}}
 {{- else -}}
-{{- $_ := set $out $name $value -}}
+{{- toJson . -}}
 {{- end -}}
-{{- end -}}
-{{- $_ := set $config $section $out -}}
-{{- end -}}
-{{- toYaml $config -}}
 {{- end -}}
 
 {{/* What gateways and cells have in common. */}}
@@ -23,7 +21,7 @@ model:
   path: {{ .Values.model.path | quote }}
   served_name: {{ .Values.model.servedName | quote }}
 device:
-  backend: {{ .Values.device.backend }}
+  backend: {{ .Values.device.backend | quote }}
 deadlines:
   load_ms: {{ mul 1000 (include "millrace.startupSeconds" . | int64) }}
 {{- with include "millrace.secretName" (list . "cell") }}
@@ -84,12 +82,16 @@ logging:
 {{- end -}}
 
 {{/* list of root, parts, and sections that are left out: a cell does not read how gateways answer, and need not restart
-     when that changes. Later parts win, .Values.config last. Merged over texts: merging dicts would write into .Values. */}}
+     when that changes. Later parts win, .Values.config last, as a copy: merging dicts would write into .Values. */}}
 {{- define "millrace.merged" -}}
 {{- $config := dict -}}
 {{- $omitted := slice . 2 -}}
-{{- range concat (index . 1) (list (include "millrace.userConfig" (index . 0))) -}}
-{{- range $section, $fields := fromYaml . -}}
+{{- $parts := list -}}
+{{- range index . 1 -}}
+{{- $parts = append $parts (fromYaml .) -}}
+{{- end -}}
+{{- range append $parts (toJson (index . 0).Values.config | fromJson) -}}
+{{- range $section, $fields := . -}}
 {{- if has $section $omitted }}{{ continue }}{{ end -}}
 {{- $out := get $config $section | default dict -}}
 {{- range $name, $value := $fields -}}
@@ -101,7 +103,7 @@ logging:
 {{- range $section, $fields := $config }}
 {{ $section }}:
 {{- range $name, $value := $fields }}
-  {{ $name }}: {{ if and (kindIs "float64" $value) (eq (floor $value) $value) }}{{ int64 $value }}{{ else }}{{ toJson $value }}{{ end }}
+  {{ $name }}: {{ include "millrace.configValue" $value }}
 {{- end }}
 {{- end }}
 {{- end -}}

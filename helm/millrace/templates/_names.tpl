@@ -11,16 +11,16 @@
 {{- end -}}
 
 {{- define "millrace.selector" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "millrace.labels" -}}
 {{ include "millrace.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 app.kubernetes.io/part-of: millrace
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end -}}
 
 {{- define "millrace.image" -}}
@@ -83,13 +83,19 @@ on
 {{- addf .Values.startup.baseSeconds $read | ceil | int64 -}}
 {{- end -}}
 
+{{/* A quantity of Kubernetes as a number, in the forms that the schema takes. */}}
+{{- define "millrace.quantity" -}}
+{{- $text := toString . -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}
+{{- $decimal := dict "" 1 "m" 0.001 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 -}}
+{{- $factor := get (merge $decimal (dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776)) $unit -}}
+{{- mulf (trimSuffix $unit $text | float64) $factor -}}
+{{- end -}}
+
 {{/* A CPU quantity in thousandths of a core; nothing when it is not given. */}}
 {{- define "millrace.milliCores" -}}
-{{- $text := toString . -}}
-{{- if hasSuffix "m" $text -}}
-{{- trimSuffix "m" $text | int64 -}}
-{{- else if . -}}
-{{- mulf (float64 $text) 1000 | int64 -}}
+{{- if . -}}
+{{- mulf (include "millrace.quantity" . | float64) 1000 | int64 -}}
 {{- end -}}
 {{- end -}}
 

@@ -13,7 +13,7 @@ seccompProfile:
 {{/* list of root, whether the root file system is read-only, capabilities that are added. */}}
 {{- define "millrace.containerSecurity" -}}
 allowPrivilegeEscalation: false
-readOnlyRootFilesystem: {{ index . 1 }}
+readOnlyRootFilesystem: {{ index . 1 | toJson }}
 capabilities:
   drop: [ALL]
   {{- with index . 2 }}
@@ -22,13 +22,13 @@ capabilities:
 {{- end -}}
 
 {{- define "millrace.podHead" -}}
-serviceAccountName: {{ include "millrace.serviceAccount" . }}
+serviceAccountName: {{ include "millrace.serviceAccount" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 securityContext:
@@ -37,13 +37,18 @@ securityContext:
 
 {{- define "millrace.container" -}}
 image: {{ include "millrace.image" . | quote }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+imagePullPolicy: {{ .Values.image.pullPolicy | quote }}
 command: [tini, --, millrace]  # process 1 reaps what mpirun leaves
 {{- end -}}
 
 {{/* Seconds that running requests have to finish. */}}
 {{- define "millrace.drainSeconds" -}}
 {{- divf (dig "deadlines" "drain_ms" 60000 .Values.config) 1000 | ceil | int -}}
+{{- end -}}
+
+{{/* list of root, and seconds for which new work is still taken: longest that the hook takes. _validate.tpl keeps grace periods above it. */}}
+{{- define "millrace.hookSeconds" -}}
+{{- add (index . 1) (include "millrace.drainSeconds" (index . 0) | int) 10 -}}
 {{- end -}}
 
 {{/* list of root, port, and seconds for which new work is still taken. Returns when all that runs has finished. */}}
@@ -59,7 +64,7 @@ preStop:
       - --pause-ms
       - {{ mul 1000 $pause | quote }}
       - --timeout-s
-      - {{ add $pause (include "millrace.drainSeconds" (index . 0) | int) 10 | quote }}
+      - {{ include "millrace.hookSeconds" (list (index . 0) $pause) | quote }}
 {{- end -}}
 
 {{/* list of root and the component's values. */}}
@@ -73,7 +78,10 @@ tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with (index . 1).priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- with (index . 1).runtimeClassName }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -83,7 +91,7 @@ priorityClassName: {{ . }}
 - name: model
   {{- if eq $source.kind "pvc" }}
   persistentVolumeClaim:
-    claimName: {{ $source.claimName }}
+    claimName: {{ $source.claimName | quote }}
     readOnly: true
   {{- else if eq $source.kind "hostPath" }}
   hostPath:
@@ -92,7 +100,7 @@ priorityClassName: {{ . }}
   {{- else }}
   image:
     reference: {{ $source.imageReference | quote }}
-    pullPolicy: {{ $source.imagePullPolicy }}
+    pullPolicy: {{ $source.imagePullPolicy | quote }}
   {{- end }}
 {{- end }}
 {{- end -}}
@@ -115,7 +123,7 @@ priorityClassName: {{ . }}
 {{- $root := index . 0 -}}
 - name: config
   configMap:
-    name: {{ index . 1 }}
+    name: {{ index . 1 | quote }}
 - name: tmp
   emptyDir:
     sizeLimit: 256Mi
@@ -124,20 +132,20 @@ priorityClassName: {{ . }}
 {{- with include "millrace.apiKeysName" $root }}
 - name: api-keys
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 288  # 0440
     items:
-      - key: {{ ternary $root.Values.auth.secretKey "api-keys" (ne $root.Values.auth.existingSecret "") }}
+      - key: {{ ternary $root.Values.auth.secretKey "api-keys" (ne $root.Values.auth.existingSecret "") | quote }}
         path: api-keys
 {{- end }}
 {{- else }}
 {{- with include "millrace.secretName" (list $root $kind) }}
 - name: {{ kebabcase $kind }}-secret
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 288  # 0440
     items:
-      - key: {{ ternary (index $root.Values.secrets $kind).secretKey "secret" (ne (index $root.Values.secrets $kind).existingSecret "") }}
+      - key: {{ ternary (index $root.Values.secrets $kind).secretKey "secret" (ne (index $root.Values.secrets $kind).existingSecret "") | quote }}
         path: secret
 {{- end }}
 {{- end }}
@@ -201,10 +209,10 @@ priorityClassName: {{ . }}
 
 {{/* A change of configuration or of secrets in the release rolls the pods. */}}
 {{- define "millrace.checksums" -}}
-checksum/config: {{ index . 1 | sha256sum }}
+checksum/config: {{ index . 1 | sha256sum | quote }}
 {{- $root := index . 0 -}}
 {{- $secrets := list $root.Values.secrets.cell.value $root.Values.secrets.nodeAgent.value $root.Values.auth.keys -}}
 {{- if or $root.Values.secrets.cell.value $root.Values.secrets.nodeAgent.value $root.Values.auth.keys }}
-checksum/secrets: {{ toJson $secrets | sha256sum }}
+checksum/secrets: {{ toJson $secrets | sha256sum | quote }}
 {{- end }}
 {{- end -}}

@@ -3,6 +3,7 @@
 {{- define "millrace.validate" -}}
 {{- include "millrace.validateNames" . -}}
 {{- include "millrace.validateSize" . -}}
+{{- include "millrace.validateResources" . -}}
 {{- include "millrace.validateTimes" . -}}
 {{- include "millrace.validateScaling" . -}}
 {{- include "millrace.validateSources" . -}}
@@ -79,16 +80,34 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The API server refuses pods, not what makes them: a Deployment with such resources would wait for its pods without a word. */}}
+{{- define "millrace.validateResources" -}}
+{{- range $component := list "gateway" "cells" -}}
+{{- $resources := (index $.Values $component).resources -}}
+{{- range $name, $request := $resources.requests -}}
+{{- $limit := dig $name "" ($resources.limits | default dict) -}}
+{{- $wanted := include "millrace.quantity" $request | float64 -}}
+{{- $allowed := include "millrace.quantity" $limit | float64 -}}
+{{- if and (hasPrefix "hugepages-" $name) (ne $allowed $wanted) -}}
+{{- fail (printf "%s.resources.limits: %s must be what %s.resources.requests has, %v" $component $name $component $request) -}}
+{{- else if and $limit (lt $allowed $wanted) -}}
+{{- fail (printf "%s.resources.limits.%s: %v is less than %s.resources.requests.%s, %v; raise the limit, or lower the request" $component $name $limit $component $name $request) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "millrace.validateTimes" -}}
 {{- $drain := .Values.gateway.drain -}}
 {{- $drainSeconds := include "millrace.drainSeconds" . | int -}}
-{{- $needed := add (int $drain.preStopSeconds) $drainSeconds 5 | int -}}
+{{- $needed := include "millrace.hookSeconds" (list . (int $drain.preStopSeconds)) | int -}}
 {{- if le (int $drain.terminationGracePeriodSeconds) $needed -}}
-{{- fail (printf "gateway.drain.terminationGracePeriodSeconds: %d must be more than %d: preStopSeconds %d + config.deadlines.drain_ms %d s + 5, or streams are cut" (int $drain.terminationGracePeriodSeconds) $needed (int $drain.preStopSeconds) $drainSeconds) -}}
+{{- fail (printf "gateway.drain.terminationGracePeriodSeconds: %d must be more than %d: preStopSeconds %d + config.deadlines.drain_ms %d s + 10, or streams are cut" (int $drain.terminationGracePeriodSeconds) $needed (int $drain.preStopSeconds) $drainSeconds) -}}
 {{- end -}}
 {{- $cellGrace := int .Values.cells.terminationGracePeriodSeconds -}}
-{{- if and (eq .Values.mode "cluster") (le $cellGrace (add $drainSeconds 10 | int)) -}}
-{{- fail (printf "cells.terminationGracePeriodSeconds: %d must be more than %d: config.deadlines.drain_ms %d s + 10, or what runs is cut" $cellGrace (add $drainSeconds 10 | int) $drainSeconds) -}}
+{{- $needed = include "millrace.hookSeconds" (list . 0) | int -}}
+{{- if and (eq .Values.mode "cluster") (le $cellGrace $needed) -}}
+{{- fail (printf "cells.terminationGracePeriodSeconds: %d must be more than %d: config.deadlines.drain_ms %d s + 10, or what runs is cut" $cellGrace $needed $drainSeconds) -}}
 {{- end -}}
 {{- if gt (include "millrace.startupSeconds" . | int64) 86400 -}}
 {{- fail "startup.readGiBPerSecond: the start-up budget must be at most a day" -}}

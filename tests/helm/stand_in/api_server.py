@@ -1,8 +1,8 @@
 """A stand-in for Kubernetes's API server: the objects that the chart makes, with what Helm's client needs of the protocol.
 
 Kept: objects with uid, resourceVersion and generation; create, read, update, patch, delete with grace and owners; lists and
-watches with selectors; discovery. Left out: admission, most defaults, schemas (tests/helm/chart_test.py has those), access rights,
-quotas, conversion. Objects are taken as given by whoever holds `lock`.
+watches with selectors; discovery; strict schemas of what clients send. Left out: admission, most defaults, what an API server checks
+beyond schemas, access rights, quotas, conversion. Objects are taken as given by whoever holds `lock`.
 """
 
 import copy
@@ -31,6 +31,15 @@ RESOURCES = {
     "autoscaling/v2": {"horizontalpodautoscalers": ("HorizontalPodAutoscaler", True)},
     "networking.k8s.io/v1": {"networkpolicies": ("NetworkPolicy", True)},
 }
+# What a cluster has when its operators are installed.
+OPTIONAL = {
+    "leaderworkerset.x-k8s.io/v1": {"leaderworkersets": ("LeaderWorkerSet", True)},
+    "monitoring.coreos.com/v1": {"servicemonitors": ("ServiceMonitor", True), "podmonitors": ("PodMonitor", True),
+                                 "prometheusrules": ("PrometheusRule", True)},
+    "keda.sh/v1alpha1": {"scaledobjects": ("ScaledObject", True)},
+    "gateway.networking.k8s.io/v1": {"httproutes": ("HTTPRoute", True)},
+    "inference.networking.k8s.io/v1": {"inferencepools": ("InferencePool", True)},
+}
 PLURAL = {kind: plural for plurals in RESOURCES.values() for plural, (kind, _) in plurals.items()}
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 
@@ -44,6 +53,12 @@ class Failure(Exception):
         super().__init__(message)
         self.status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
                        "reason": reason, "code": code}
+
+
+def without_nulls(o):
+    if isinstance(o, dict):
+        return {k: without_nulls(v) for k, v in o.items() if v is not None}
+    return [without_nulls(v) for v in o] if isinstance(o, list) else o
 
 
 def labels_match(selector: str, labels: dict) -> bool:
@@ -157,9 +172,9 @@ class Store:
                 self.delete(owned_plural, owned)
 
 
-def discovery(path: str) -> dict | None:
-    groups = sorted({api.split("/")[0] for api in RESOURCES if "/" in api})
-    versions = {g: [{"groupVersion": api, "version": api.split("/")[1]} for api in RESOURCES if api.startswith(g + "/")] for g in groups}
+def discovery(path: str, resources: dict) -> dict | None:
+    groups = sorted({api.split("/")[0] for api in resources if "/" in api})
+    versions = {g: [{"groupVersion": api, "version": api.split("/")[1]} for api in resources if api.startswith(g + "/")] for g in groups}
     if path == "/version":
         major, minor = VERSION.split(".")
         return {"major": major, "minor": minor, "gitVersion": f"v{VERSION}.0", "platform": "linux/amd64"}
@@ -169,14 +184,14 @@ def discovery(path: str) -> dict | None:
         return {"kind": "APIGroupList", "apiVersion": "v1",
                 "groups": [{"name": g, "versions": versions[g], "preferredVersion": versions[g][0]} for g in groups]}
     api = re.sub(r"^/(api|apis)/", "", path)
-    if api in RESOURCES:
+    if api in resources:
         return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api,
                 "resources": [{"name": plural, "singularName": kind.lower(), "namespaced": inside, "kind": kind, "verbs": VERBS}
-                              for plural, (kind, inside) in RESOURCES[api].items()]}
+                              for plural, (kind, inside) in resources[api].items()]}
     # Clients look here whether patches check fields (fieldValidation).
     if path == "/openapi/v3":
         return {"paths": {("apis/" if "/" in a else "api/") + a: {"serverRelativeURL": "/openapi/v3/" + ("apis/" if "/" in a else "api/") + a}
-                          for a in RESOURCES}}
+                          for a in resources}}
     if path.startswith("/openapi/v3/"):
         root = path[len("/openapi/v3"):]
         api = re.sub(r"^/(api|apis)/", "", root)
@@ -184,7 +199,7 @@ def discovery(path: str) -> dict | None:
         patch = lambda kind: {"patch": {"parameters": [{"name": "fieldValidation", "in": "query"}], "x-kubernetes-group-version-kind":  # noqa: E731
                                         {"group": group, "version": version, "kind": kind}}}
         return {"openapi": "3.0.0", "info": {"title": "stand-in", "version": VERSION}, "paths": {
-            f"{root}/namespaces/{{namespace}}/{plural}/{{name}}": patch(kind) for plural, (kind, _) in RESOURCES.get(api, {}).items()}}
+            f"{root}/namespaces/{{namespace}}/{plural}/{{name}}": patch(kind) for plural, (kind, _) in resources.get(api, {}).items()}}
     return None
 
 
@@ -199,6 +214,8 @@ PROXY = re.compile(r"^/api/v1/namespaces/(?P<namespace>[^/]+)/services/(?P<name>
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     store: Store
+    resources = RESOURCES
+    errors_of = staticmethod(lambda o: [])  # what the schema of an object's kind says against it
     log_of = staticmethod(lambda pod: "")
 
     def log_message(self, *_):
@@ -218,7 +235,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(size)
         try:
-            if (found := discovery(path)) is not None:
+            if (found := discovery(path, self.resources)) is not None:
                 return self.answer(found)
             if self.command == "GET" and (proxied := PROXY.match(path)):
                 return self.proxy(**proxied.groupdict())
@@ -226,7 +243,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if path.startswith("/api/v1/namespaces/") and path.count("/") == 4:
                 route = re.match(r"/api/(?P<core>v1)/(?P<plural>namespaces)/(?P<name>[^/]+)(?P<namespace>x)?(?P<api>x)?(?P<part>x)?$", path)
             api = route and (route["core"] or route["api"])
-            if not route or route["plural"] not in RESOURCES.get(api, {}):
+            if not route or route["plural"] not in self.resources.get(api, {}):
                 raise Failure(404, "NotFound", "the server could not find the requested resource")
             self.api, self.plural, self.namespace = api, route["plural"], route["namespace"] or ""
             self.act(route["name"], route["part"])
@@ -263,7 +280,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "POST":
             o = patches.object_from(content, self.body)
             o.setdefault("apiVersion", self.api)
-            o.setdefault("kind", RESOURCES[self.api][self.plural][0])
+            o.setdefault("kind", self.resources[self.api][self.plural][0])
+            self.check(o)
             return (o if dry else self.store.create(self.plural, self.namespace, o)), 201
         o = self.store.find(self.plural, self.namespace, name)
         if o is None and not (self.command == "PATCH" and "apply" in content):
@@ -278,11 +296,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             new = patches.object_from(content, self.body)
             new.setdefault("status", (o or {}).get("status", {}))
+        self.check(new)
         if dry:
             return new, 200
         if o is None:
             return self.store.create(self.plural, self.namespace, new), 201
         return self.store.replace(self.plural, o, new), 200
+
+    def check(self, o: dict):
+        """Strictly, as clients ask for it: unknown fields, wrong types, missing fields. What is null is not there."""
+        given = without_nulls({k: v for k, v in o.items() if k != "status"})
+        if errors := self.errors_of(given):
+            raise Failure(422, "Invalid", f'{o["kind"]} "{o["metadata"].get("name")}" is invalid: {"; ".join(errors)}')
 
     def selected(self, o: dict) -> bool:
         if self.namespace and o["metadata"].get("namespace") != self.namespace:
@@ -295,7 +320,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def list(self) -> dict:
         with self.store.lock:
-            kind = RESOURCES[self.api][self.plural][0]
+            kind = self.resources[self.api][self.plural][0]
             return {"kind": kind + "List", "apiVersion": self.api, "metadata": {"resourceVersion": str(self.store.version)},
                     "items": copy.deepcopy([o for o in self.store.of_kind(self.plural) if self.selected(o)])}
 
@@ -310,7 +335,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for o in start["items"]:
                 self.event("ADDED", o)
             seen = int(start["metadata"]["resourceVersion"])
-            self.event("BOOKMARK", {"kind": RESOURCES[self.api][self.plural][0], "apiVersion": self.api, "metadata": {
+            self.event("BOOKMARK", {"kind": self.resources[self.api][self.plural][0], "apiVersion": self.api, "metadata": {
                 "resourceVersion": str(seen), "annotations": {"k8s.io/initial-events-end": "true"}}})
         while True:
             with self.store.lock:
@@ -329,9 +354,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class ApiServer:
-    def __init__(self):
+    """`optional`: APIs of OPTIONAL that are installed. `errors_of`: what a schema says against an object."""
+
+    def __init__(self, optional=(), errors_of=lambda o: []):
         self.store = Store()
-        self.handler = type("StandIn", (Handler,), {"store": self.store})
+        self.handler = type("StandIn", (Handler,), {"store": self.store, "errors_of": staticmethod(errors_of),
+                                                    "resources": RESOURCES | {api: OPTIONAL[api] for api in optional}})
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
         self.http.daemon_threads = True
         threading.Thread(target=self.http.serve_forever, daemon=True).start()

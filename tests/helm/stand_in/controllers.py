@@ -1,5 +1,5 @@
-"""What makes pods of Deployments and StatefulSets, and rolls them: the rules of Kubernetes's own controllers, as far as the chart
-leans on them. One pass looks at everything; Controllers runs a pass whenever the store has changed."""
+"""What makes pods of Deployments, StatefulSets and LeaderWorkerSets, and rolls them: the rules of Kubernetes's own controllers, as
+far as the chart leans on them. One pass looks at everything; Controllers runs a pass whenever the store has changed."""
 
 import copy
 import hashlib
@@ -64,6 +64,8 @@ class Controllers:
                     self.store.lock.wait(0.2)  # also minReadySeconds pass
 
     def step(self):
+        for o in list(self.store.of_kind("leaderworkersets")):
+            self.leader_worker_set(o)
         for o in list(self.store.of_kind("deployments")):
             self.deployment(o)
         for o in list(self.store.of_kind("replicasets")):
@@ -165,6 +167,8 @@ class Controllers:
         numbers = range(first, first + wanted)
         for n in numbers:
             if n not in pods:
+                if self.store.find("pods", o["metadata"]["namespace"], f"{name}-{n}"):
+                    continue  # that of a set before it has yet to go
                 self.pod(o, f"{name}-{n}", {"controller-revision-hash": update, "apps.kubernetes.io/pod-index": str(n),
                                             "statefulset.kubernetes.io/pod-name": f"{name}-{n}"})
                 if ordered:
@@ -196,6 +200,52 @@ class Controllers:
                 return
             if not ready(pods[n]):
                 return
+
+
+    # --- LeaderWorkerSets ----------------------------------------------------------------------------------------
+    # As the operator does it: a StatefulSet of the leaders; for each leader one of its workers, which goes with that leader; a headless
+    # Service for all. Known here is what the chart asks for: subdomainPolicy Shared, restartPolicy None, no surge.
+
+    LABEL = "leaderworkerset.sigs.k8s.io/"
+
+    def leader_worker_set(self, o: dict):
+        meta, spec = o["metadata"], o["spec"]
+        name, namespace, size = meta["name"], meta["namespace"], spec["leaderWorkerTemplate"].get("size", 1)
+        whose = {self.LABEL + "name": name}
+        if self.store.find("services", namespace, name) is None:
+            self.create("services", o, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {
+                "clusterIP": "None", "publishNotReadyAddresses": True, "selector": dict(whose)}})
+        revision = digest(spec["leaderWorkerTemplate"])
+        worker = spec["leaderWorkerTemplate"]["workerTemplate"]
+        leaders = self.group(o, name, {**whose, self.LABEL + "worker-index": "0", self.LABEL + "template-revision-hash": revision},
+                             spec["leaderWorkerTemplate"].get("leaderTemplate", worker), spec.get("replicas", 1), 0)
+        for leader in self.owned("pods", leaders):
+            group = leader["metadata"]["name"].rpartition("-")[2]
+            if size > 1 and not ending(leader):
+                self.group(leader, leader["metadata"]["name"], {
+                    **whose, self.LABEL + "group-index": group,
+                    self.LABEL + "template-revision-hash": leader["metadata"]["labels"][self.LABEL + "template-revision-hash"]},
+                    worker, size - 1, 1)
+        status = leaders.get("status", {})
+        self.store.set_status("leaderworkersets", o, {
+            "observedGeneration": meta["generation"], "replicas": spec.get("replicas", 1), "readyReplicas": status.get("readyReplicas", 0),
+            "updatedReplicas": status.get("updatedReplicas", 0)})
+
+    def group(self, owner: dict, name: str, labels: dict, template: dict, replicas: int, first: int) -> dict:
+        """The StatefulSet `name`. One of workers stays as its leader is: a new template comes with a new leader."""
+        namespace = owner["metadata"]["namespace"]
+        template = copy.deepcopy(template)
+        template["metadata"]["labels"] = {**template["metadata"].get("labels", {}), **labels}
+        shown = {k: v for k, v in labels.items() if not k.endswith("revision-hash")}
+        wanted = {"replicas": replicas, "serviceName": labels[self.LABEL + "name"], "podManagementPolicy": "Parallel",
+                  "ordinals": {"start": first}, "selector": {"matchLabels": shown}, "template": template}
+        found = self.store.find("statefulsets", namespace, name)
+        if found is None:
+            self.create("statefulsets", owner, {"apiVersion": "apps/v1", "kind": "StatefulSet", "spec": wanted,
+                                                "metadata": {"name": name, "labels": shown}})
+        elif owner["kind"] == "LeaderWorkerSet":
+            self.store.replace("statefulsets", found, {**copy.deepcopy(found), "spec": {**copy.deepcopy(found["spec"]), **wanted}})
+        return self.store.find("statefulsets", namespace, name)
 
 
 def pod_conditions(is_ready: bool, initialised: bool = True) -> list[dict]:

@@ -11,6 +11,7 @@ import base64
 import copy
 import ctypes
 import http.client
+import itertools
 import os
 import pathlib
 import socket
@@ -26,6 +27,7 @@ from .controllers import ending, pod_conditions, ready
 CLUSTER = "svc.cluster.local"
 NODE = "10.244.0.1"
 CLONE_NEWNET = 0x40000000
+NUMBERS = itertools.count(1)  # of pods, in all clusters of this process: the kernel takes its time to forget a pod's interfaces
 
 
 def ip(*words: str):
@@ -116,6 +118,7 @@ class Proxy:
             pass
 
     def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)  # a thread in accept() would keep the port
         self.listener.close()
 
 
@@ -218,6 +221,12 @@ class Pod(threading.Thread):
                 path.write_bytes(data[item["key"]])
                 os.chown(path, 0, group)
                 path.chmod(source.get("defaultMode", 0o644))
+        elif "hostPath" in volume:
+            path = pathlib.Path(volume["hostPath"]["path"])
+            if volume["hostPath"].get("type") == "Directory" and not path.is_dir():
+                raise FileNotFoundError(f"hostPath {path} of volume {volume['name']}")
+            folder.rmdir()
+            folder.symlink_to(path)
         elif "emptyDir" in volume:
             os.chown(folder, 0, group)
             folder.chmod(0o2777)
@@ -347,15 +356,20 @@ class Pod(threading.Thread):
         if "sleep" in before:
             time.sleep(before["sleep"]["seconds"])
         elif "exec" in before:
-            done = self.container.run(before["exec"]["command"], deadline - time.monotonic())
-            if done.returncode != 0:
-                self.node.errors.append(f"{self.name}: preStop: {done.stderr}")
+            try:
+                done = self.container.run(before["exec"]["command"], deadline - time.monotonic())
+                said = done.stderr if done.returncode != 0 else ""
+            except ProcessLookupError as e:
+                said = str(e)
+            # One that crashes again and again has nothing to drain.
+            if said and not (self.started is None and self.restarts):
+                self.node.errors.append(f"{self.name}: preStop: {said}")
         self.container.signal()
         try:
             status = self.container.process.wait(max(0.1, deadline - time.monotonic()))
-            # Before its start-up probe has succeeded, SIGTERM may meet a process without handlers.
-            if status != 0 and not (status == 143 and self.started is None):
-                self.node.errors.append(f"{self.name}: ended with {status}")
+            # Before its start-up probe has succeeded, SIGTERM may meet a process without handlers, or one that crashes again and again.
+            if status != 0 and not (self.started is None and (status == 143 or self.restarts)):
+                self.node.errors.append(f"{self.name}: ended with {status}: {self.log.read_text(errors='replace')[-600:]}")
         except subprocess.TimeoutExpired:
             self.node.errors.append(f"{self.name}: killed after its grace period")
             self.container.signal(9)
@@ -379,7 +393,6 @@ class Node:
         self.mounts: list[pathlib.Path] = []
         self.errors: list[str] = []
         self.stopping = False
-        self.count = 0
         self.host_conf = folder / "host.conf"
         self.host_conf.write_text("multi on\n")  # all addresses of a name, as DNS gives them
         for file in ("etc/hosts", "etc/host.conf"):
@@ -400,8 +413,7 @@ class Node:
             for pod in self.store.of_kind("pods"):
                 if pod["metadata"]["uid"] not in self.pods and pod["status"].get("phase") == "Pending" and not ending(pod):
                     self.make_mount_points(pod)
-                    self.count += 1
-                    self.pods[pod["metadata"]["uid"]] = started = Pod(self, pod, self.count)
+                    self.pods[pod["metadata"]["uid"]] = started = Pod(self, pod, next(NUMBERS))
                     started.start()
                 elif pod["metadata"]["uid"] not in self.pods and ending(pod):
                     self.store.remove("pods", pod)
@@ -423,7 +435,7 @@ class Node:
         address = service["spec"]["clusterIP"]
         if address == "None":
             return []
-        ip("addr", "add", f"{address}/32", "dev", "lo")
+        ip("addr", "replace", f"{address}/32", "dev", "lo")  # a cluster before this one may have had it
         meta = service["metadata"]
         return [Proxy(self, meta["namespace"], meta["name"], address, port) for port in service["spec"]["ports"]]
 

@@ -150,13 +150,13 @@ class Load {
     result_.model = options_.model;
     if (!options_.model.empty() && options_.last_token_id > 0) co_return Result<void>{};
     const auto answer = co_await client.fetch("/v1/models", "");
-    if (!answer) {
-      Error error = answer.error();
-      error.field = "/v1/models";
-      co_return error;
-    }
-    const ServedModel served = find_served(answer->body, options_.model);
+    const ServedModel served = answer ? find_served(answer->body, options_.model) : ServedModel{};
     if (options_.model.empty()) {
+      if (!answer) {
+        Error error = answer.error();
+        error.field = "/v1/models";
+        co_return error;
+      }
       if (answer->status != 200 || served.name.empty()) {
         co_return Error{ErrorCode::kUnavailable, "/v1/models",
                         fmt::format("status {} and no model in it; give --model", answer->status)};

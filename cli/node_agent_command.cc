@@ -6,8 +6,13 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -23,6 +28,8 @@ namespace millrace {
 
 namespace {
 
+using std::chrono::milliseconds;
+
 constexpr int kLaunchFailed = 255;
 constexpr const char* kSecretField = "node_agent.secret_file";
 
@@ -36,6 +43,33 @@ Result<std::string> load_secret(const ClusterConfig& config) {
 int fail(const std::string& message, int status) {
   fmt::print(stderr, "millrace: {}\n", message);
   return status;
+}
+
+boost::asio::awaitable<void> until_idle(net::NodeAgent& agent, milliseconds limit) {
+  constexpr milliseconds kLook{50};
+  boost::asio::steady_timer timer(co_await boost::asio::this_coro::executor);
+  const auto end = std::chrono::steady_clock::now() + limit;
+  while (agent.running() > 0 && std::chrono::steady_clock::now() < end) {
+    timer.expires_after(kLook);
+    co_await timer.async_wait(boost::asio::use_awaitable);
+  }
+}
+
+// The first signal lets leaders that are draining finish: pods of one cell are told to end
+// together. Daemons that are left at the limit, or at a second signal, are ended.
+boost::asio::awaitable<void> end_on_signal(net::NodeAgent& agent, milliseconds limit) {
+  using namespace boost::asio::experimental::awaitable_operators;
+  const auto executor = co_await boost::asio::this_coro::executor;
+  boost::asio::signal_set signals(executor, SIGINT, SIGTERM);
+  co_await signals.async_wait(boost::asio::use_awaitable);
+  agent.stop_listening();
+  if (agent.running() > 0) {
+    spdlog::info("node agent: waits for {} of its leaders' daemons; again to stop at once",
+                 agent.running());
+    co_await (until_idle(agent, limit) || signals.async_wait(boost::asio::use_awaitable));
+  }
+  spdlog::info("node agent: stopping with everything it started");
+  agent.close();
 }
 
 }  // namespace
@@ -56,12 +90,8 @@ int run_node_agent(const ClusterConfig& config) {
     return fail(listening.error().to_string(), 1);
   }
   spdlog::info("node agent: leaders may dial {}:{}", options.host, agent.port());
-  boost::asio::signal_set signals(io, SIGINT, SIGTERM);
-  signals.async_wait([&agent](const boost::system::error_code& error, int) {
-    if (error) return;
-    spdlog::info("node agent: stopping with everything it started");
-    agent.close();
-  });
+  boost::asio::co_spawn(io, end_on_signal(agent, milliseconds(config.deadlines.drain_ms)),
+                        boost::asio::detached);
   io.run();
   return 0;
 }

@@ -291,7 +291,6 @@ void paint_grid(Painter& p, Field cell) {
   for (int first = 0; first < lanes; first += per_row) {
     const int last = std::min(first + per_row, lanes);
     TextRow row = p.row();
-    row.to(kName);
     for (int lane = first; lane < last; ++lane) {
       row.to(kName + (lane - first) * columns).put(fmt::format(" lane {}", lane), Ink::kQuiet);
     }

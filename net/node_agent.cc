@@ -87,15 +87,16 @@ struct NodeAgent::Impl : std::enable_shared_from_this<NodeAgent::Impl> {
   std::set<SessionPtr> sessions;
   std::uint32_t strangers = 0;
   std::uint32_t running = 0;
+  bool listening = true;
   bool closing = false;
   asio::thread_pool enders{2};  // where daemons are ended, which blocks
 };
 
 asio::awaitable<void> NodeAgent::Impl::accept_loop() {
   const auto self = shared_from_this();
-  while (!closing) {
+  while (listening) {
     auto [error, socket] = co_await acceptor.async_accept(kAwaitTuple);
-    if (closing) break;
+    if (!listening) break;
     if (error) {  // out of descriptors, or the peer left already
       spdlog::warn("node agent: accept: {}", error.message());
       asio::steady_timer pause(io, milliseconds(100));
@@ -273,11 +274,16 @@ std::uint16_t NodeAgent::port() const {
 
 std::uint32_t NodeAgent::running() const { return impl_->running; }
 
+void NodeAgent::stop_listening() {
+  impl_->listening = false;
+  error_code ignored;
+  impl_->acceptor.close(ignored);
+}
+
 void NodeAgent::close() {
   if (impl_->closing) return;
   impl_->closing = true;
-  error_code ignored;
-  impl_->acceptor.close(ignored);
+  stop_listening();
   for (const SessionPtr& session : impl_->sessions) {
     session->leave("the agent is stopping");
     session->stream->close();

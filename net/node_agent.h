@@ -58,6 +58,8 @@ class NodeAgent {
   std::uint16_t port() const;
   std::uint32_t running() const;  // daemons
 
+  // New leaders find nobody here; daemons that run stay until their leaders let them go.
+  void stop_listening();
   // Stops listening and ends every daemon. io.run() returns when all of them are gone.
   void close();
 

@@ -287,7 +287,10 @@ class ScriptedServer {
       while (running > seen && !max_running_.compare_exchange_weak(seen, running)) {
       }
       bool closed = false;
-      for (const std::string& piece : answer(request)) {
+      const std::vector<std::string> pieces = answer(request);
+      for (const std::string& piece : pieces) {
+        // Before the client can have all of it and go on.
+        if (&piece == &pieces.back()) --running_;
         if (piece.empty()) {
           closed = true;
           break;
@@ -298,7 +301,7 @@ class ScriptedServer {
         }
         asio::write(socket, asio::buffer(piece), error);
       }
-      --running_;
+      if (pieces.empty()) --running_;
       if (closed || error) {
         socket.shutdown(asio::socket_base::shutdown_both, error);
         return;
@@ -603,7 +606,7 @@ TEST(BenchRunTest, IdsAreOfTheVocabularyThatTheServerTells) {
     const auto [least, highest] = ids_sent(server.bodies());
     EXPECT_GE(least, first) << models;
     EXPECT_LT(highest, end) << models;
-    EXPECT_GT(highest, first + (end - first) * 9 / 10) << models;  // all of it is used
+    EXPECT_GE(highest, first + (end - first) * 9 / 10) << models;  // all of it is used
   }
 }
 

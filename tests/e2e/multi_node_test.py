@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -195,7 +196,7 @@ class MultiNode(unittest.TestCase):
             "grid": {"stages": 2, "lanes": 2, "embedded": False},
             "cache": {"kv_tokens": 4096},
             "gateway": {"port": 0, "cell_port": 0},
-            "deadlines": {"step_ms": 8000, "collective_ms": 6000},
+            "deadlines": {"step_ms": 8000, "collective_ms": 6000, "drain_ms": 3000},
             "cell": {"hosts": [f"{ADDRESS[LEADER]}:2", ADDRESS[OTHER]], "network": "10.77.0.0/24",
                      "restart_backoff_min_ms": 50, "restart_backoff_max_ms": 1000},
             "node_agent": {"secret_file": secret, "timeout_ms": 4000},
@@ -272,10 +273,21 @@ class MultiNode(unittest.TestCase):
         self.assertEqual(leader.tokens(**SEEDED), expected)
         self.assertEqual(len(ranks_in(OTHER)), 2)
 
+    def test_an_agent_that_is_told_to_end_waits_for_its_leader(self):
+        """As pods of one cell are, all at once."""
+        leader, agent = self.start_cell()
+        agent.process.send_signal(signal.SIGTERM)
+        wait_for("it waits", lambda: "waits for 1" in agent.output(), 10)
+        self.assertEqual(len(leader.tokens()), 24)  # served on
+        self.assertEqual(leader.stop(), 0, leader.output())
+        self.assertEqual(agent.process.wait(15), 0, agent.output())
+
     def test_sigterm_to_the_agent_ends_its_ranks(self):
         leader, agent = self.start_cell()
         ranks = ranks_in(OTHER)
+        begin = time.monotonic()
         self.assertEqual(agent.stop(limit_s=15), 0, agent.output())
+        self.assertGreater(time.monotonic() - begin, 2.5)  # deadlines.drain_ms
         self.assertEqual([p for p in ranks if alive(p)], [])
         wait_for("the cell is not ready", lambda: not leader.ready(), 20)
 

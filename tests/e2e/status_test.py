@@ -253,7 +253,7 @@ class Top(unittest.TestCase):
         cls.service = Service("--embedded", "--stages", "2", "--lanes", "2")
         cls.usages = load(cls.service, 4, 16)
         cls.url = f"http://127.0.0.1:{cls.service.port}"
-        wait_for("reports", lambda: len(status_of(cls.service)["cells"][0]["workers"]) == 4)
+        wait_for("reports", lambda: [len(cell["workers"]) for cell in status_of(cls.service)["cells"]] == [4])
 
     @classmethod
     def tearDownClass(cls):

@@ -5,11 +5,11 @@
 
 #include <chrono>
 #include <map>
-#include <mutex>
 #include <stdexcept>
 #include <vector>
 
 #include "cli/device_setup.h"
+#include "parallel/keep_for_good.h"
 #include "parallel/process_grid.h"
 #include "worker/plan_transport.h"
 #include "worker/worker.h"
@@ -69,14 +69,6 @@ std::unique_ptr<StepExecutor> make_worker(const CellSetup& setup, const RankShar
   return std::move(*worker);
 }
 
-// Keeps what it gets until the process ends, where leak checkers find it.
-void keep_for_good(std::unique_ptr<StepExecutor> worker) {
-  static std::mutex mutex;
-  static auto* const kept = new std::vector<std::unique_ptr<StepExecutor>>();
-  const std::lock_guard lock(mutex);
-  kept->push_back(std::move(worker));
-}
-
 // When a worker on a device fails, the device may hang, and freeing its memory would hang as well,
 // for ever: the worker stays as it is until the process ends, which follows at once. It does
 // nothing any more, so what it refers to may go.
@@ -84,7 +76,7 @@ void serve_plans(const CellSetup& setup, std::unique_ptr<StepExecutor> worker) {
   try {
     worker->run();
   } catch (...) {
-    if (on_devices(setup.config)) keep_for_good(std::move(worker));
+    if (on_devices(setup.config)) parallel::keep_for_good(std::move(worker));
     throw;
   }
 }

@@ -6,6 +6,7 @@
 
 #include "config/check.h"
 #include "parallel/communicator_wait.h"
+#include "parallel/keep_for_good.h"
 
 namespace millrace::parallel {
 
@@ -96,7 +97,7 @@ void Communicator::flush() {
   });
 }
 
-void Communicator::leak_posted() noexcept { new std::deque<Posted>(std::move(posted_)); }
+void Communicator::leak_posted() noexcept { keep_for_good(std::move(posted_)); }
 
 std::size_t Communicator::recv(int peer, int tag, std::span<std::byte> data) {
   check_peer("recv", peer, tag, false);

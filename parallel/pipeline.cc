@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "config/check.h"
+#include "parallel/keep_for_good.h"
 
 namespace millrace::parallel {
 
@@ -45,7 +46,7 @@ PipelineLink::~PipelineLink() {
     for (const Slot& slot : ring_) column_->wait(slot.handle);
   } catch (const CommError&) {
     // The rank is leaving; the transport may still read the buffers until it has (MPI).
-    new std::vector<Slot>(std::move(ring_));
+    keep_for_good(std::move(ring_));
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "config/check.h"
+#include "parallel/keep_for_good.h"
 
 namespace millrace::parallel {
 
@@ -41,7 +42,7 @@ StagedCommunicator::~StagedCommunicator() {
     for (const Sending& sending : sending_) host_->wait(sending.handle);
   } catch (const CommError&) {
     // The rank is leaving; the transport may still read the buffers until it has (MPI).
-    new std::vector<Sending>(std::move(sending_));
+    keep_for_good(std::move(sending_));
   }
 }
 
@@ -104,7 +105,7 @@ void StagedCommunicator::all_gather(const void* mine, void* all, std::size_t byt
 }
 
 void StagedCommunicator::reduce_scatter_bf16(const void* in, void* out, std::size_t bytes,
-                                                 StreamRef stream) {
+                                             StreamRef stream) {
   const std::size_t total = bytes * static_cast<std::size_t>(size());
   const auto blocks = fetch(in, total, stream);
   host_->all_to_all(blocks, {in_.data(), total}, bytes);

@@ -104,7 +104,7 @@ def volume_problems(where: str, spec: dict, objects: list[dict]):
         # Every secret that the configuration names is mounted there, but for the model's check, which reads none.
         for section, field in (("cell", "secret_file"), ("node_agent", "secret_file"), ("gateway", "api_keys_file")):
             wanted = yaml.safe_load(config[file]).get(section, {}).get(field, "")
-            if wanted and c["args"][0] not in ("plan",) and not any(wanted.startswith(m + "/") for m in mounts):
+            if wanted and c["args"][0] not in ("plan", "verify") and not any(wanted.startswith(m + "/") for m in mounts):
                 if not (c["args"][0] == "serve" and section == "cell"):
                     yield f"{where}: {section}.{field} {wanted} is not mounted"
     if used != set(volumes):

@@ -4,6 +4,7 @@ StatefulSets and as a LeaderWorkerSet, a cluster with all optional APIs, a model
 refuses."""
 
 import os
+import re
 import shutil
 import subprocess
 import unittest
@@ -82,7 +83,7 @@ class Shapes(life_cycle_test.LifeCycle):
         self.assertEqual(ask(self.url()), expected)
         self.assertEqual(self.serve_and_go([("secrets", "millrace-node-agent")]), expected)
 
-    def test_a_truncated_model_on_the_nodes_disk(self):
+    def test_a_damaged_model_on_the_nodes_disk(self):
         """Is named by the pod's log; the whole one is served as soon as it is there."""
         models = self.test_folder / "models"
         shutil.copytree(SAMPLE, models / "m")
@@ -96,6 +97,9 @@ class Shapes(life_cycle_test.LifeCycle):
         pod, = self.cluster.pods("gateway").values()
         self.assertIn("CrashLoopBackOff", pod["status"]["reason"])
         self.assertIn("model.safetensors", self.cluster.node.log(pod))
+        # Its length again, but a bit is wrong: only the sums beside it tell.
+        weights.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+        self.wait_for("the damage", lambda: re.search(r"model\.safetensors: .*SHA-256", self.cluster.node.log(pod)))
         weights.write_bytes(whole)
         self.wait_for("the pod", lambda: self.all_ready("gateway", 1))
         self.assertTrue(self.serve_and_go())

@@ -183,7 +183,8 @@ runtimeClassName: {{ . | quote }}
 - name: check-model
   {{- include "millrace.container" (index . 0) | nindent 2 }}
   args:
-    - plan
+    # Gateways read the tokenizer alone; whoever reads weights compares all contents, if the model has a SHA256SUMS.
+    - {{ ternary "plan" "verify" (eq (index . 1) "gateway") | quote }}
     - --config
     - /etc/millrace/config/{{ index . 1 }}.yaml
     {{- if eq (index . 0).Values.device.backend "cuda" }}

@@ -68,14 +68,14 @@ void Telemetry::note_report(const WorkerReport& report, Clock::time_point now) {
   const Place place{report.stage, report.lane};
   latest_[place] = report;
   window_start_.try_emplace(place, WorkerReport{});
+  if (under_way_ > 0) {  // what is under way counts up to now: plans may overlap without end
+    data_.busy_ns += ns_between(busy_since_, now);
+    busy_since_ = now;
+  }
   if (now - window_begin_ >= kWindow) close_window(now);
 }
 
 void Telemetry::close_window(Clock::time_point now) {
-  if (under_way_ > 0) {  // what is under way counts up to now
-    data_.busy_ns += ns_between(busy_since_, now);
-    busy_since_ = now;
-  }
   const std::uint64_t busy = data_.busy_ns - std::exchange(window_busy_ns_, data_.busy_ns);
   double working = 0;
   for (const auto& [place, report] : latest_) {

@@ -94,6 +94,22 @@ TEST(Telemetry, TheBubbleIsTheShareOfBusyTimeWithoutWork) {
   EXPECT_TRUE(s.expert_load.empty());
 }
 
+// A pipeline has always a plan under way; its busy time must not wait for an end that never comes.
+TEST(Telemetry, WhatIsUnderWayCountsAtEachReport) {
+  Telemetry t;
+  const auto start = Telemetry::Clock::now();
+  t.note_sent(start);
+  t.note_sent(start + 100ms);
+  t.note_finished(start, start + 200ms, 1);
+  EXPECT_EQ(t.snapshot().busy_ns, 0U);
+  t.note_report(report(1, 0, {1, 1, 1, 1}, 1, 0), start + 300ms);
+  EXPECT_EQ(t.snapshot().busy_ns, 300'000'000U);
+  t.note_finished(start + 100ms, start + 400ms, 1);
+  EXPECT_EQ(t.snapshot().busy_ns, 400'000'000U);
+  t.note_report(report(1, 0, {1, 1, 1, 1}, 1, 0), start + 900ms);
+  EXPECT_EQ(t.snapshot().busy_ns, 400'000'000U);  // nothing has been under way since
+}
+
 TEST(Telemetry, StartPhasesKeepTheirOrder) {
   Telemetry t;
   t.note_start_phase("plan", 250ms);

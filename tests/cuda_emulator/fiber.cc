@@ -5,6 +5,7 @@
 #include <utility>
 
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #ifdef __SANITIZE_THREAD__
@@ -32,6 +33,10 @@ Fiber::Fiber(std::function<void()> main) : main_(std::move(main)) {
   const std::size_t offset = made.fetch_add(1) * 5 % 61 * 64;
   stack_bytes_ = stack.size;
   stack_bottom_ = static_cast<char*>(stack.sp) - stack.size;
+#ifdef __SANITIZE_ADDRESS__
+  // Where an earlier stack was unmapped, what the sanitizer knew of its variables is still noted.
+  __asan_unpoison_memory_region(stack_bottom_, stack_bytes_);
+#endif
   fiber_ = boost::context::fiber(std::allocator_arg,
                                  boost::context::preallocated(static_cast<char*>(stack.sp) - offset,
                                                               stack.size - offset, stack),

@@ -37,7 +37,6 @@ RUN cmake --preset cuda -DMILLRACE_TESTS=OFF && cmake --build build/cuda --targe
 FROM scratch AS cuda
 COPY --from=build-cuda /image /
 LABEL org.opencontainers.image.title="Millrace (CUDA)" \
-      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.description="Inference cluster for Liquid AI's LFM2 models" \
       org.opencontainers.image.licenses="Apache-2.0"
 # NVIDIA's container runtime mounts the driver into containers that ask for it this way.
@@ -50,7 +49,6 @@ CMD ["serve", "--model", "/usr/share/millrace/models/sample", "--host", "0.0.0.0
 FROM scratch AS cpu
 COPY --from=build-cpu /image /
 LABEL org.opencontainers.image.title="Millrace" \
-      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.description="Inference cluster for Liquid AI's LFM2 models" \
       org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/usr/bin HOME=/tmp

@@ -3,7 +3,7 @@
 
 In Runs the stage that compiles is replaced by what it leaves, made by the same scripts/image_root.py from the binary
 under test; everything after it is the Dockerfile's own. Built, which scripts/test-image runs and ctest does not, goes through
-all stages from a base that debootstrap makes: a quarter of an hour and 4 GB. The container is what a runtime makes of the
+all stages from a base that debootstrap makes. The container is what a runtime makes of the
 image: namespaces for processes and mounts, a read-only root, the image's user, environment and entry point. Without
 Buildah, or without the right to make namespaces, the test says so and counts as skipped.
 """

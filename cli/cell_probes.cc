@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coordinator/cell_health.h"
+#include "monitoring/exporter.h"
 
 namespace millrace {
 
@@ -61,8 +62,8 @@ net::HttpServerConfig probe_server(const ClusterConfig& config) {
 
 Result<std::unique_ptr<net::HttpServer>> serve_cell_probes(asio::io_context& io,
                                                            const ClusterConfig& config,
-                                                           DrainOrder& order,
-                                                           SupervisorFacts facts) {
+                                                           DrainOrder& order, SupervisorFacts facts,
+                                                           std::function<std::string()> metrics) {
   const milliseconds progress_limit(config.deadlines.progress_limit_ms);
   const Judge why_not_now = [progress_limit](const SupervisorStatus& status) {
     return why_not_ready(status, progress_limit);
@@ -72,6 +73,14 @@ Result<std::unique_ptr<net::HttpServer>> serve_cell_probes(asio::io_context& io,
   add_probe(router, "/health/ready", "ready", facts, why_not_now);
   add_probe(router, "/health/started", "started", facts, why_not_started);
   add_probe(router, "/health/live", "live", facts, why_not_live);
+  router.add("GET", "/metrics",
+             [metrics = std::move(metrics)](net::HttpRequest&,
+                                            net::Responder& responder) -> asio::awaitable<void> {
+               net::HttpResponse response;
+               response.content_type = Exporter::kContentType;
+               response.body = metrics();
+               co_await responder.send(std::move(response));
+             });
   order.add_route(router, [facts] { return drain_progress(facts()); });
   auto server =
       std::make_unique<net::HttpServer>(io.get_executor(), probe_server(config), std::move(router));

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -94,6 +95,13 @@ class PlanLink final : public WorkerLink {
   PlanSender& sender_;
 };
 
+// The transports that workers named, each once; one unless ranks have different libraries.
+std::string transports(const std::map<int, StartReport>& reports) {
+  std::set<std::string> names;
+  for (const auto& [rank, report] : reports) names.insert(report.detail);
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
 void wait_until_ready(const CellSetup& setup, PlanSender& link, int workers,
                       const CoordinatorHooks& hooks) {
   const auto deadline = Clock::now() + milliseconds(setup.config.deadlines.load_ms);
@@ -109,7 +117,7 @@ void wait_until_ready(const CellSetup& setup, PlanSender& link, int workers,
     const std::optional<StartReport> report = link.next_report(milliseconds(100));
     if (!report) continue;
     if (report->kind == StartReport::Kind::kFailed) {
-      throw std::runtime_error(fmt::format("rank {}: {}", report->rank, report->error));
+      throw std::runtime_error(fmt::format("rank {}: {}", report->rank, report->detail));
     }
     reports[report->rank] = *report;
     ready += report->kind == StartReport::Kind::kReady ? 1 : 0;
@@ -125,6 +133,7 @@ void wait_until_ready(const CellSetup& setup, PlanSender& link, int workers,
                                           static_cast<double>(reports.size()) / workers;
     if (hooks.on_loading) hooks.on_loading(share);
   }
+  if (hooks.on_transport) hooks.on_transport(transports(reports));
 }
 
 }  // namespace
@@ -139,7 +148,8 @@ void run_worker_rank(const CellSetup& setup, parallel::Communicator& world) {
     const ModelWeights weights = load_reporting(setup, shard, progress);
     auto worker = make_worker(setup, shard, weights, comms, progress);
     const std::uint64_t loaded = weights.mapped_bytes + weights.packed_bytes();
-    link.report({world.rank(), StartReport::Kind::kReady, loaded, loaded, ""});
+    link.report({world.rank(), StartReport::Kind::kReady, loaded, loaded,
+                 std::string(worker->transport())});
     ready = true;
     serve_plans(setup, std::move(worker));
   } catch (const parallel::CommError&) {

@@ -17,6 +17,8 @@ void run_worker_rank(const CellSetup& setup, parallel::Communicator& world);
 
 struct CoordinatorHooks {
   std::function<void(double share)> on_loading;
+  // Before on_ready: what carries rows between workers (StepExecutor::transport()).
+  std::function<void(const std::string& transport)> on_transport;
   // All workers are ready; the cell runs until Cell::stop(). Called on the rank's own thread.
   std::function<void(Cell& cell)> on_ready;
   std::function<void()> on_ended;  // after on_ready: the cell is about to be destroyed

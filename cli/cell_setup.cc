@@ -306,6 +306,7 @@ CellInfo CellSetup::cell_info(std::uint64_t epoch) const {
   info.kv_dtype = config.cache.kv_dtype == KvDtype::kF32   ? "float32"
                   : config.cache.kv_dtype == KvDtype::kFp8 ? "fp8_e4m3"
                                                            : "bfloat16";
+  info.backend = on_devices(config) ? std::string(device_backend()->name()) : "cpu";
   return info;
 }
 

@@ -19,6 +19,7 @@ void EndpointBinding::bind(CoordinatorHooks& hooks) {
   hooks.cell.on_prompt_logprobs = [this](PromptLogprobsEvent event) {
     if (endpoint_) endpoint_->publish(std::move(event));
   };
+  hooks.on_transport = [this](const std::string& transport) { transport_ = transport; };
   hooks.on_ready = [this, before = hooks.on_ready](Cell& cell) {
     start(cell);
     if (before) before(cell);
@@ -51,6 +52,7 @@ void EndpointBinding::start(Cell& cell) {
   callbacks.telemetry = [&cell] { return cell.telemetry(); };
   CellInfo info = setup_.cell_info(epoch_);
   info.cell_id = cell_id_;
+  info.transport = transport_;
   auto endpoint =
       net::CellEndpoint::create(std::move(info), std::move(config), std::move(callbacks));
   if (!endpoint) throw std::runtime_error(endpoint.error().to_string());

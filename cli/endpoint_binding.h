@@ -33,6 +33,7 @@ class EndpointBinding {
   std::uint64_t epoch_;
   std::string cell_id_;
   std::vector<std::string> gateways_;
+  std::string transport_;
   std::unique_ptr<net::CellEndpoint> endpoint_;
 };
 

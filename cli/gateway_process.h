@@ -28,6 +28,7 @@ class GatewayProcess {
   std::uint16_t port() const { return api_->port(); }
   std::uint16_t cell_port() const { return gateway_->cell_port(); }
   net::Gateway& gateway() { return *gateway_; }
+  Exporter& exporter() { return exporter_; }
   bool has_chat_template() const { return text_.chat_template.has_value(); }
   bool asks_for_key() const { return asks_for_key_; }
 

@@ -24,6 +24,7 @@
 #include "cli/endpoint_binding.h"
 #include "cli/gateway_process.h"
 #include "cli/launch.h"
+#include "cli/start_metrics.h"
 #include "coordinator/supervisor.h"
 
 namespace millrace {
@@ -92,17 +93,17 @@ class LocalCell {
 
 class SupervisedCell final : public LocalCell {
  public:
-  // `on_end` is called on a thread of the cell when drain() is over.
+  // `on_change` is called on a thread of the cell.
   SupervisedCell(const ClusterConfig& config, std::unique_ptr<RankConfigFile> file,
-                 std::function<void()> on_end = {})
+                 std::function<void(const SupervisorStatus&)> on_change)
       : file_(std::move(file)),
-        supervisor_(options(config, file_->path()),
-                    [id = config.cell.id, on_end = std::move(on_end)](const SupervisorStatus& s) {
-                      if (s.phase == CellPhase::kLoading) show_progress(id, s.loaded);
-                      if (s.phase == CellPhase::kReady)
-                        spdlog::info("{}: ready, epoch {}", id, s.epoch);
-                      if (s.phase == CellPhase::kStopped && on_end) on_end();
-                    }) {}
+        supervisor_(
+            options(config, file_->path()),
+            [id = config.cell.id, on_change = std::move(on_change)](const SupervisorStatus& s) {
+              if (s.phase == CellPhase::kLoading) show_progress(id, s.loaded);
+              if (s.phase == CellPhase::kReady) spdlog::info("{}: ready, epoch {}", id, s.epoch);
+              on_change(s);
+            }) {}
   void start() override { supervisor_.start(); }
   void stop() override { supervisor_.stop(); }
   void drain(milliseconds limit) { supervisor_.drain(limit); }
@@ -129,16 +130,30 @@ class SupervisedCell final : public LocalCell {
 class ThreadedCell final : public LocalCell {
  public:
   ThreadedCell(const CellSetup& setup, std::uint64_t epoch, std::string id, std::string gateway,
+               std::unique_ptr<StartMetrics> metrics,
                std::function<void(const std::string&)> on_failure)
       : setup_(setup),
         id_(std::move(id)),
         binding_(setup, epoch, id_, {std::move(gateway)}),
-        on_failure_(std::move(on_failure)) {}
+        metrics_(std::move(metrics)),
+        on_failure_(std::move(on_failure)) {
+    status_.epoch = epoch;
+  }
   void start() override {
+    tell(CellPhase::kStarting);
     CoordinatorHooks hooks;
-    hooks.on_loading = [id = id_](double share) { show_progress(id, share); };
-    hooks.on_ready = [id = id_](Cell&) { spdlog::info("{}: ready", id); };
-    hooks.cell.on_failure = on_failure_;
+    hooks.on_loading = [this](double share) {
+      show_progress(id_, share);
+      tell(CellPhase::kLoading, share);
+    };
+    hooks.on_ready = [this](Cell&) {
+      spdlog::info("{}: ready", id_);
+      tell(CellPhase::kReady);
+    };
+    hooks.cell.on_failure = [this](const std::string& why) {
+      tell(CellPhase::kStopped);
+      on_failure_(why);
+    };
     hooks.start_phases = {{"plan", setup_.plan_seconds}};
     binding_.bind(hooks);
     ranks_ = std::make_unique<EmbeddedCell>(setup_, std::move(hooks));
@@ -146,9 +161,18 @@ class ThreadedCell final : public LocalCell {
   void stop() override { ranks_.reset(); }
 
  private:
+  // On the thread of rank 0, and before that thread is.
+  void tell(CellPhase phase, double loaded = 0) {
+    status_.phase = phase;
+    status_.loaded = loaded;
+    metrics_->update(status_);
+  }
+
   const CellSetup& setup_;
   std::string id_;
   EndpointBinding binding_;
+  std::unique_ptr<StartMetrics> metrics_;
+  SupervisorStatus status_;
   std::function<void(const std::string&)> on_failure_;
   std::unique_ptr<EmbeddedCell> ranks_;
 };
@@ -267,23 +291,27 @@ int run_serve(const ClusterConfig& given) {
     ClusterConfig one = config;
     one.device = device_section_of_cell(config, i);
     one.cell.id = fmt::format("{}-{}", given.cell.id.empty() ? host_name() : given.cell.id, i);
+    auto metrics = std::make_unique<StartMetrics>((*gateway)->exporter(), one.cell.id);
     if (config.grid.embedded) {
       const auto epoch =
           static_cast<std::uint64_t>(std::chrono::duration_cast<milliseconds>(
                                          std::chrono::system_clock::now().time_since_epoch())
                                          .count());
-      cells.push_back(
-          std::make_unique<ThreadedCell>(*setup, epoch, one.cell.id, config.cell.gateways[0],
-                                         [&io, &order, &failure](const std::string& why) {
-                                           asio::post(io, [&order, &failure, why] {
-                                             if (failure.empty()) failure = why;
-                                             order.give("a failed cell", milliseconds(0));
-                                           });
-                                         }));
+      const auto on_failure = [&io, &order, &failure](const std::string& why) {
+        asio::post(io, [&order, &failure, why] {
+          if (failure.empty()) failure = why;
+          order.give("a failed cell", milliseconds(0));
+        });
+      };
+      cells.push_back(std::make_unique<ThreadedCell>(
+          *setup, epoch, one.cell.id, config.cell.gateways[0], std::move(metrics), on_failure));
     } else {
       auto file = RankConfigFile::write(one);
       if (!file) return fail(file.error());
-      cells.push_back(std::make_unique<SupervisedCell>(one, std::move(*file)));
+      cells.push_back(std::make_unique<SupervisedCell>(
+          one, std::move(*file),
+          [shared = std::shared_ptr<StartMetrics>(std::move(metrics))](
+              const SupervisorStatus& status) { shared->update(status); }));
     }
   }
   return serve_until_order(io, order, **gateway, config, cells, failure);
@@ -322,11 +350,17 @@ int run_cell(const ClusterConfig& given) {
   asio::io_context io(1);
   DrainOrder order(io);
   asio::steady_timer ended(io, asio::steady_timer::time_point::max());
-  SupervisedCell cell(config, std::move(*file),
-                      [&] { asio::post(io, [&ended] { ended.cancel(); }); });
+  Exporter exporter({.model_name = config.model.served_name});
+  StartMetrics metrics(exporter, config.cell.id);
+  SupervisedCell cell(config, std::move(*file), [&](const SupervisorStatus& status) {
+    metrics.update(status);
+    if (status.phase == CellPhase::kStopped) asio::post(io, [&ended] { ended.cancel(); });
+  });
   std::unique_ptr<net::HttpServer> probes;
   if (config.cell.health_port != 0) {
-    auto started = serve_cell_probes(io, config, order, [&cell] { return cell.status(); });
+    auto started = serve_cell_probes(
+        io, config, order, [&cell] { return cell.status(); },
+        [&exporter] { return StartMetrics::render(exporter); });
     if (!started) return fail(started.error());
     probes = std::move(*started);
   }

@@ -446,7 +446,8 @@ struct CellSection {
       s.gateway_lookup_ms);
     v({"health_host", "Address on which millrace cell answers probes."}, s.health_host);
     v({"health_port",
-       "Port of /health/started, /health/ready and /health/live of millrace cell, and of /drain. "
+       "Port of /health/started, /health/ready, /health/live and /metrics of millrace cell, and of "
+       "/drain. "
        "0: none.",
        0, 65535},
       s.health_port);

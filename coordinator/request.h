@@ -69,6 +69,8 @@ struct CellInfo {
   std::uint32_t lanes = 0;
   std::uint32_t block_tokens = 0;  // of the KV cache
   std::string kv_dtype;            // its number format
+  std::string backend;             // where it computes: "cpu", "cuda"
+  std::string transport;           // between its workers (worker/step_executor.h)
 
   bool operator==(const CellInfo&) const = default;
 };

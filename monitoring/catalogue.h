@@ -66,6 +66,7 @@ enum class Metric : std::uint8_t {
   // Ours: cells
   kCellsReady,
   kCells,
+  kCellInfo,
   kCellEpoch,
   kCellRestarts,
   kCellLosses,
@@ -88,6 +89,10 @@ enum class Metric : std::uint8_t {
   kExpertImbalance,
   kLaneImbalance,
   kStartPhase,
+  // Ours: told by whoever starts a cell's ranks (`serve` itself, or `cell` on its health port)
+  kCellStartState,
+  kCellLoaded,
+  kCellStarts,
   kCount,
 };
 
@@ -137,6 +142,10 @@ inline constexpr std::string_view kDrops[] = {"stale_frame", "stale_token", "dup
 inline constexpr MetricLabel kDrop[] = {{"reason", kDrops}};
 inline constexpr std::string_view kStates[] = {"joining", "healthy", "suspect", "draining"};
 inline constexpr MetricLabel kState[] = {{"state", kStates}};
+inline constexpr std::string_view kStartStates[] = {"starting", "loading", "ready", "backoff",
+                                                    "stopped"};
+inline constexpr MetricLabel kStartState[] = {{"cell", {}}, {"state", kStartStates}};
+inline constexpr MetricLabel kCellLinks[] = {{"cell", {}}, {"backend", {}}, {"transport", {}}};
 inline constexpr MetricLabel kCell[] = {{"cell", {}}};
 inline constexpr MetricLabel kWorker[] = {{"cell", {}}, {"stage", {}}, {"lane", {}}};
 inline constexpr MetricLabel kLayer[] = {{"cell", {}}, {"layer", {}}};
@@ -236,6 +245,10 @@ inline constexpr auto kCatalogue = [] {
      "Connected cells that take new work.", {}, {}},
     {Metric::kCells, kGau, "millrace_cells", "1",
      "Connected cells by state.", kState, {}},
+    {Metric::kCellInfo, kGau, "millrace_cell_info", "1",
+     "1 for a connected cell, 0 while it is away; in the labels where it computes, and what carries "
+     "rows between its workers: none, threads, mpi, nccl and its version, or staged (device memory "
+     "by way of the host).", kCellLinks, {}},
     {Metric::kCellEpoch, kGau, "millrace_cell_epoch", "1",
      "Epoch of a cell: grows with each of its starts.", kCell, {}},
     {Metric::kCellRestarts, kCtr, "millrace_cell_restarts_total", "1",
@@ -287,6 +300,14 @@ inline constexpr auto kCatalogue = [] {
      kLayer, {}},
     {Metric::kStartPhase, kGau, "millrace_cell_start_phase_seconds", "s",
      "How long each phase of a cell's last start took.", kPhase, {}},
+
+    {Metric::kCellStartState, kGau, "millrace_cell_start_state", "1",
+     "1 for the state that a cell's start is in, 0 for the others; backoff: it ended and is started "
+     "again after a pause. As whoever starts its ranks sees it.", kStartState, {}},
+    {Metric::kCellLoaded, kGau, "millrace_cell_loaded_ratio", "ratio",
+     "Of the weights of all ranks, the share that the present start has loaded.", kCell, {}},
+    {Metric::kCellStarts, kCtr, "millrace_cell_starts_total", "1",
+     "Times that a cell's ranks were started, those included that never became ready.", kCell, {}},
   }};
 }();
 // clang-format on

@@ -299,6 +299,17 @@ CELLS_BOARD = Dashboard("millrace-cells", "Millrace / Cells", "Health and histor
         Panel("Start, phase by phase", "How long each phase of a cell's last start took: MPI, plan, load. Load should be size over the disk's speed.",
               [Query(f"max by (cell, phase) (millrace_cell_start_phase_seconds{{{CELLS}}})", "{{cell}} {{phase}}")], kind="bargauge", unit="s", width=12),
     ]),
+    Row("Starts", [
+        Panel("Weights loaded", "Of all ranks of a cell, during its present start. A flat line below 1 is a volume that does not deliver.",
+              [Query(cell_gauge("millrace_cell_loaded_ratio"), "{{cell}}")], unit="percentunit", high=1),
+        Panel("State of the start", "1 where a cell's start is. Backoff: its ranks ended, and are started again after a pause.",
+              [Query(f"max by (cell, state) (millrace_cell_start_state{{{CELLS}}})")], kind="matrix", matrix=("cell", "state"), high=1, decimals=0),
+        Panel("Starts within an hour", "Of a cell's ranks, those included that never became ready, of which no gateway hears.",
+              [Query(f"max by (cell) (increase(millrace_cell_starts_total{{{CELLS}}}[1h]))", "{{cell}}")], steps=[(None, OK), (3.5, BAD)]),
+        Panel("Transport", "Where a cell computes, and what carries rows between its workers. Staged: device memory by way of the host.",
+              [Query(f"max by (cell, backend, transport) (millrace_cell_info{{{CELLS}}}) == 1", "Connected")], kind="table",
+              columns={"cell": "Cell", "backend": "Backend", "transport": "Transport"}, width=24, height=5),
+    ]),
     Row("Health", [
         Panel("Ready cells", "As each gateway sees them. Lines apart: a gateway that cells cannot reach.",
               [Query(f"max by (instance) (millrace_cells_ready{{{TARGET}}})", "{{instance}}")]),

@@ -178,6 +178,8 @@ BUSY = ("millrace:cell_busy:ratio_rate5m", "> 0.2")  # ratios of a cell with nex
 # Another start than an hour ago, or the first one.
 EPOCH = f"max by ({BY_CELL}) (millrace_cell_epoch{{{SERVICE}}})"
 EPOCH_BEFORE = f"max by ({BY_CELL}) (millrace_cell_epoch{{{SERVICE}}} offset 1h)"
+LOADED = f"max by ({BY_CELL}) (millrace_cell_loaded_ratio{{{SERVICE}}})"
+LOADED_BEFORE = f"max by ({BY_CELL}) (millrace_cell_loaded_ratio{{{SERVICE}}} offset 5m)"
 CELL = "Cell {{ $labels.cell }} of {{ $labels.job }}"
 
 CAUSES = Group("millrace-causes", alerts=[
@@ -201,6 +203,16 @@ CAUSES = Group("millrace-causes", alerts=[
     Alert("MillraceCellRestarting", "warning", "0m",
           [(f"max by ({BY_CELL}) (increase(millrace_cell_restarts_total{{{SERVICE}}}[1h]))", "> 2.5")],
           "A cell keeps restarting", CELL + " came back {{ $value | humanize }} times within an hour."),
+    Alert("MillraceCellFailsToStart", "critical", "0m",
+          [(f"max by ({BY_CELL}) (increase(millrace_cell_starts_total{{{SERVICE}}}[30m]))", "> 2.5"),
+           (f'max by ({BY_CELL}) (max_over_time(millrace_cell_start_state{{{SERVICE}, state="ready"}}[30m]))', "== 0")],
+          "A cell starts again and again and never becomes ready",
+          CELL + " was started {{ $value | humanize }} times within half an hour, and was not ready once."),
+    Alert("MillraceLoadStalled", "warning", "5m",
+          [(LOADED, f"== {LOADED_BEFORE}"),
+           (f'max by ({BY_CELL}) (min_over_time(millrace_cell_start_state{{{SERVICE}, state="loading"}}[5m]))', "== 1")],
+          "A cell that loads does not get on",
+          CELL + " stands at {{ $value | humanizePercentage }} of its weights."),
     Alert("MillraceNoProgress", "critical", "3m",
           [(f"sum by ({BY}) (vllm:num_requests_running{{{SERVICE}}})", "> 0"),
            (f"sum by ({BY}) (rate(vllm:iteration_tokens_total_sum{{{SERVICE}}}[3m]))", "== 0")],
@@ -242,6 +254,10 @@ CAUSES = Group("millrace-causes", alerts=[
     Alert("MillraceExchangeShare", "warning", "15m", [("millrace:cell_exchange_share:ratio_rate5m", "> 0.5"), BUSY],
           "Workers spend more than half of their steps in the expert exchange",
           CELL + ": {{ $value | humanizePercentage }} of step time goes to dispatch and combine, waits for slower lanes included."),
+    Alert("MillraceExchangeStaged", "warning", "10m",
+          [(f'max by ({BY_CELL}, backend) (millrace_cell_info{{{SERVICE}, transport="staged"}})', "== 1")],
+          "A cell on devices exchanges tokens by way of the host",
+          CELL + ": {{ $labels.backend }} without NCCL, so every token crosses host memory in every layer."),
     Alert("MillraceStageBubble", "warning", "15m", [(per_cell("millrace_pipeline_bubble_ratio"), "> 0.5"), BUSY],
           "Workers are idle for more than half of the time that their cell is busy",
           CELL + ": {{ $value | humanizePercentage }} of its workers' time passes without work while requests are in it."),

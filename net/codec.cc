@@ -76,6 +76,8 @@ void encode(const Hello& v, Bytes& out) {
   w.u32(v.info.lanes);
   w.u32(v.info.block_tokens);
   w.string(v.info.kv_dtype);
+  w.string(v.info.backend);
+  w.string(v.info.transport);
   w.string(v.secret);
 }
 
@@ -91,6 +93,8 @@ Result<void> decode(ByteView in, Hello& out) {
   out.info.lanes = r.u32("lanes");
   out.info.block_tokens = r.u32("block_tokens");
   r.string("kv_dtype", out.info.kv_dtype);
+  r.string("backend", out.info.backend);
+  r.string("transport", out.info.transport);
   r.string("secret", out.secret);
   return r.finish("Hello");
 }

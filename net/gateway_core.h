@@ -83,7 +83,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     CellTelemetry telemetry;     // as last exported
     bool said_goodbye = false;
     Clock::time_point heard;  // when something last came from it
-    Gauge heartbeat_age, workers, slots, slots_used, waiting, kv_tokens, kv_tokens_used;
+    Gauge info, heartbeat_age, workers, slots, slots_used, waiting, kv_tokens, kv_tokens_used;
     // With heartbeats once a second the limit on samples is never reached.
     StatusWindow<CellSample> samples{kStatusRateSpan + std::chrono::milliseconds(500), 16};
     Clock::time_point left;  // when it was last connected, if it is not

@@ -47,6 +47,8 @@ void GatewayCore::take_cell_metrics(Cell& cell, const CellInfo& info) {
   if (metrics_.exporter == nullptr) return;
   Exporter& e = *metrics_.exporter;
   const std::string& id = info.cell_id;
+  cell.info.set(0);  // of another start, perhaps with another transport
+  cell.info = e.gauge<Metric::kCellInfo>(id, info.backend, info.transport);
   cell.steps = e.counter<Metric::kCellSteps>(id);
   cell.restarts = e.counter<Metric::kCellRestarts>(id);
   cell.losses = e.counter<Metric::kCellLosses>(id);
@@ -245,6 +247,7 @@ void GatewayCore::refresh_cell_metrics(Clock::time_point now) {
   for (const auto& [id, cell] : cells_) {
     const CellInfo info = cell.connected ? cell.view.info : CellInfo{};
     const CellStatus status = cell.connected ? cell.view.status : CellStatus{};
+    cell.info.set(cell.connected ? 1 : 0);
     cell.workers.set(info.stages * info.lanes);
     cell.slots.set(info.max_sequences);
     cell.slots_used.set(status.running);

@@ -157,6 +157,8 @@ Json status_of_cell(const CellFigures& f) {
   cell["kv_tokens_used"] = v.status.kv_tokens_used;
   cell["kv_tokens"] = v.info.kv_tokens;
   cell["kv_dtype"] = v.info.kv_dtype;
+  cell["backend"] = v.info.backend;
+  cell["transport"] = v.info.transport;
   cell["steps"] = v.status.steps;
   cell["preemptions"] = v.status.preemptions;
   double start = 0;

@@ -68,6 +68,7 @@ class Communicator {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
+  virtual std::string_view transport() const = 0;  // "threads", "mpi"
   const CommOptions& options() const { return options_; }
   void set_deadline(std::chrono::milliseconds deadline) { options_.deadline = deadline; }
 

@@ -74,6 +74,8 @@ class MpiCommunicator final : public Communicator {
     return std::unique_ptr<Communicator>(new MpiCommunicator(comm, rank, size, options));
   }
 
+  std::string_view transport() const override { return "mpi"; }
+
   ~MpiCommunicator() override {
     const bool pending =
         std::any_of(slots_.begin(), slots_.end(), [](Slot& slot) { return !finished(slot); });

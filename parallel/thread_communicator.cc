@@ -108,6 +108,8 @@ class ThreadCommunicator final : public Communicator {
         group_(std::move(group)),
         mine_(&group_->mailboxes[rank]) {}
 
+  std::string_view transport() const override { return "threads"; }
+
   ~ThreadCommunicator() override { abandon(); }
 
   void abort(std::string_view reason) noexcept override { group_->abort_all(reason); }

@@ -37,7 +37,7 @@ void PlanReceiver::report(const StartReport& report) {
   w.u8(static_cast<std::uint8_t>(report.kind));
   w.u64(report.bytes_done);
   w.u64(report.bytes_total);
-  w.string(report.error);
+  w.string(report.detail);
   world_.post(0, kReportTag, bytes_of(out_));
   world_.progress();
 }
@@ -50,7 +50,7 @@ std::optional<StartReport> PlanSender::next_report(std::chrono::milliseconds tim
   report.kind = r.enumerator("kind", StartReport::Kind::kFailed);
   report.bytes_done = r.u64("bytes_done");
   report.bytes_total = r.u64("bytes_total");
-  r.string("error", report.error);
+  r.string("detail", report.detail);
   must(r.finish("start report"));
   return report;
 }

@@ -20,7 +20,7 @@ struct StartReport {
   Kind kind = Kind::kLoading;
   std::uint64_t bytes_done = 0;  // of the weights that this rank owns
   std::uint64_t bytes_total = 0;
-  std::string error;  // for kFailed
+  std::string detail;  // kFailed: what is wrong; kReady: StepExecutor::transport()
 
   bool operator==(const StartReport&) const = default;
 };

@@ -6,6 +6,8 @@
 // again.
 #pragma once
 
+#include <string_view>
+
 #include "worker/step.h"
 
 namespace millrace {
@@ -23,6 +25,10 @@ class StepExecutor {
 
   // All steps so far.
   virtual const WorkerReport& report() const = 0;
+
+  // What carries rows between the cell's workers: "threads", "mpi", "nccl 2.28.9", "staged" (device
+  // memory by way of the host); "none" with one worker.
+  virtual std::string_view transport() const = 0;
 };
 
 }  // namespace millrace

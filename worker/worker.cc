@@ -89,6 +89,10 @@ Worker::Worker(const WorkerOptions& options, const ModelConfig& model, const Mod
 
 Worker::~Worker() = default;
 
+std::string_view Worker::transport() const {
+  return comms_.grid.workers() == 1 ? "none" : comms_.world->transport();
+}
+
 bool Worker::first_stage() const { return comms_.grid.first_stage(*comms_.position); }
 bool Worker::last_stage() const { return comms_.grid.last_stage(*comms_.position); }
 

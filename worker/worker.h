@@ -42,6 +42,7 @@ class Worker final : public StepExecutor {
   void run() override;
   const StepResult& execute(const StepPlan& plan) override;
   const WorkerReport& report() const override { return report_; }
+  std::string_view transport() const override;
 
  private:
   void start_sequences(const LanePlan& plan);

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -112,6 +113,18 @@ class CellLife(unittest.TestCase):
         wait_for("the gateway", lambda: gateway.probe("ready")[0] == 200)
         return gateway, cell
 
+    def start_of(self, cell: Process) -> dict:
+        """What the cell's own metrics say of its start. They are these alone: a gateway's would count twice."""
+        status, text = cell.get("/metrics")
+        self.assertEqual(status, 200)
+        self.assertEqual(set(re.findall(r"^# TYPE (\S+)", text, re.M)),
+                         {"millrace_cell_start_state", "millrace_cell_loaded_ratio", "millrace_cell_starts_total"})
+        values = {name + labels.replace("cell=", ""): float(value)
+                  for name, labels, value in re.findall(r"^(\w+)\{cell=\"[^\"]*\"(.*)\} (\S+)$", text, re.M)}
+        states = [name.split('"')[1] for name, value in values.items() if "start_state" in name and value == 1]
+        self.assertEqual(len(states), 1, text)
+        return {"state": states[0], "loaded": values["millrace_cell_loaded_ratio"], "starts": values["millrace_cell_starts_total"]}
+
     def test_probes_tell_starting_linked_and_alive_apart(self):
         cell = self.cell()
         wait_for("the cell answers", lambda: cell.probe("live")[0] == 200)
@@ -123,6 +136,7 @@ class CellLife(unittest.TestCase):
         status, body = cell.probe("ready")
         self.assertEqual((body["phase"], body["gateways"], body["restarts"], body["loaded"]), ("ready", 1, 0, 1.0))
         self.assertEqual(json.loads(cell.get("/health")[1])["status"], "ready")
+        self.assertEqual(self.start_of(cell), {"state": "ready", "loaded": 1.0, "starts": 1.0})
 
         # The gateway goes: not ready, and no reason to end the cell. The ranks go: they come back by themselves.
         self.assertEqual(gateway.end(), 0)
@@ -133,6 +147,7 @@ class CellLife(unittest.TestCase):
         wait_for("a restart", lambda: cell.probe("live")[1].get("restarts") == 1)
         self.assertEqual(cell.probe("started")[0], 200)
         wait_for("up again", lambda: cell.probe("ready")[1].get("phase") == "ready")
+        self.assertEqual(self.start_of(cell), {"state": "ready", "loaded": 1.0, "starts": 2.0})
         self.assertEqual(cell.end(), 0)
 
     def test_sigterm_lets_a_cell_finish_what_it_has(self):

@@ -292,6 +292,10 @@ class Cluster(unittest.TestCase):
         wait_for("the imbalance of a window of five seconds",
                  lambda: (self.service.post("/v1/completions", greedy(100)),
                           self.service.metric("millrace_expert_imbalance_ratio") >= 8)[1])
+        self.assertEqual(values("millrace_cell_info", 'backend="cpu",cell="[^"]+",transport="mpi"'), [1.0])
+        self.assertEqual(values("millrace_cell_start_state", labels + 'state="ready"'), [1.0])
+        self.assertEqual(self.service.metric("millrace_cell_loaded_ratio"), 1)
+        self.assertEqual(self.service.metric("millrace_cell_starts_total"), 1)
         self.assertEqual(values("vllm:cache_config_info", '.*block_size="32",cache_dtype="bfloat16".*'), [1.0])
 
 

@@ -126,6 +126,10 @@ class Data(unittest.TestCase):
             clients.join()
         cell = s["cells"][0]
         self.assertEqual((cell["state"], cell["stages"], cell["lanes"], cell["epoch"]), ("healthy", 2, 2, cell["epoch"]))
+        self.assertEqual((cell["backend"], cell["transport"]), ("cpu", "threads"))
+        text = self.service.get("/metrics")[1]
+        self.assertRegex(text, r'millrace_cell_start_state\{cell="[^"]+",state="ready"\} 1\n')
+        self.assertRegex(text, r'millrace_cell_loaded_ratio\{cell="[^"]+"\} 1\n')
         self.assertEqual([(w["stage"], w["lane"]) for w in cell["workers"]], [(0, 0), (0, 1), (1, 0), (1, 1)])
         self.assertGreater(cell["generated_tokens_per_s"], 0)
         self.assertGreater(cell["steps_per_s"], 0)

@@ -119,7 +119,7 @@ class Lint(unittest.TestCase):
     def test_templates_keep_texts_texts(self):
         # What the schema or the chart's own files close: names of fields, durations with their unit, names of files.
         closed = {"{{ $section }}:", '{{ $name }}: {{ include "millrace.configValue" $value }}', "{{ base $path }}: |",
-                  "interval: {{ $m.serviceMonitor.interval }}", "interval: {{ $m.podMonitor.interval }}"}
+                  "interval: {{ $m.serviceMonitor.interval }}", "interval: {{ $m.podMonitor.interval }}", "interval: {{ $monitor.interval }}"}
         quoted = 0
         for path in sorted(TEMPLATES.rglob("*")):
             if path.suffix not in (".yaml", ".tpl"):

@@ -142,6 +142,19 @@ CAUSE_CASES: dict[str, Case] = {
         twice({'millrace_cell_restarts_total{cell="a"}': "0x10 1x10 2x10 3x60"}),
         [twice({'millrace_cell_restarts_total{cell="a"}': "0x20 1x20 2x60"})], "60m",
         "Cell a of millrace came back 3 times within an hour.", CELL),
+    "MillraceCellFailsToStart": Case(
+        {'millrace_cell_starts_total{cell="a"}': "1x4 2x9 3x9 4x30", 'millrace_cell_start_state{cell="a", state="ready"}': "0x60",
+         'millrace_cell_start_state{cell="a", state="backoff"}': "1x60"},
+        # Ready for a while after its third start; and started twice only.
+        [{'millrace_cell_starts_total{cell="a"}': "1x4 2x9 3x9 4x30", 'millrace_cell_start_state{cell="a", state="ready"}': "0x20 1x3 0x30"},
+         {'millrace_cell_starts_total{cell="a"}': "1x4 2x9 3x40", 'millrace_cell_start_state{cell="a", state="ready"}': "0x60"}], "29m",
+        "Cell a of millrace was started 3 times within half an hour, and was not ready once.", CELL),
+    "MillraceLoadStalled": Case(
+        {'millrace_cell_loaded_ratio{cell="a"}': "0 0.2 0.4x30", 'millrace_cell_start_state{cell="a", state="loading"}': "0 1x30"},
+        # One that gets on, and one that is ready.
+        [{'millrace_cell_loaded_ratio{cell="a"}': "0+0.02x40", 'millrace_cell_start_state{cell="a", state="loading"}': "0 1x40"},
+         {'millrace_cell_loaded_ratio{cell="a"}': "1x40", 'millrace_cell_start_state{cell="a", state="loading"}': "0x40"}], "15m",
+        "Cell a of millrace stands at 40% of its weights.", CELL),
     "MillraceNoProgress": Case(
         {"vllm:num_requests_running": "4x20", "vllm:iteration_tokens_total_sum": "0+10x8 80x12"},
         [{"vllm:num_requests_running": "0x20", "vllm:iteration_tokens_total_sum": "0+10x8 80x12"},
@@ -191,6 +204,13 @@ CAUSE_CASES: dict[str, Case] = {
     "MillraceExchangeShare": Case(
         BUSY | workers("50", "30"), [BUSY | workers("50", "20"), IDLE | workers("5", "3")], "30m",
         "Cell a of millrace: 60% of step time goes to dispatch and combine, waits for slower lanes included.", CELL),
+    "MillraceExchangeStaged": Case(
+        twice({'millrace_cell_info{cell="a", backend="cuda", transport="staged"}': "1x30"}),
+        # Away; and with NCCL since its last start.
+        [{'millrace_cell_info{cell="a", backend="cuda", transport="staged"}': "0x30"},
+         {'millrace_cell_info{cell="a", backend="cuda", transport="staged"}': "1x5 0x30",
+          'millrace_cell_info{cell="a", backend="cuda", transport="nccl 2.28.9"}': "0x5 1x30"}], "20m",
+        "Cell a of millrace: cuda without NCCL, so every token crosses host memory in every layer.", CELL | {"backend": "cuda"}),
     "MillraceStageBubble": Case(
         BUSY | {'millrace_pipeline_bubble_ratio{cell="a"}': "0.75x99"},
         [BUSY | {'millrace_pipeline_bubble_ratio{cell="a"}': "0.4x99"}, IDLE | {'millrace_pipeline_bubble_ratio{cell="a"}': "0.75x99"}], "30m",

@@ -63,6 +63,7 @@ void touch_open_series(Exporter& e) {
   e.gauge<Metric::kCacheConfigInfo>("16", "1024", "bfloat16").set(1);
   e.gauge<Metric::kBuildInfo>("0.1.0", "cpu").set(1);
   e.counter<Metric::kHttpRequests>("/v1/completions", "200").add();
+  e.gauge<Metric::kCellInfo>("a", "cpu", "mpi").set(1);
   e.gauge<Metric::kCellEpoch>("a").set(1);
   e.counter<Metric::kCellRestarts>("a").add();
   e.counter<Metric::kCellLosses>("a").add();
@@ -84,6 +85,9 @@ void touch_open_series(Exporter& e) {
   e.gauge<Metric::kExpertImbalance>("a", "2").set(1);
   e.gauge<Metric::kLaneImbalance>("a", "2").set(1);
   e.gauge<Metric::kStartPhase>("a", "load").set(1);
+  e.gauge<Metric::kCellStartState>("a", "ready").set(1);
+  e.gauge<Metric::kCellLoaded>("a").set(1);
+  e.counter<Metric::kCellStarts>("a").add();
 }
 
 std::string type_name(MetricType t) {

@@ -50,8 +50,9 @@ std::vector<TokenEvent> sample_events() {
            .stop_token = true}};
 }
 
-const Hello kHello{{"cell-a", 9, "sha256:abc", 32768, 256, 1'000'000, 2, 4, 32, "bfloat16"},
-                   "secret"};
+const Hello kHello{
+    {"cell-a", 9, "sha256:abc", 32768, 256, 1'000'000, 2, 4, 32, "bfloat16", "cuda", "nccl 2.28.9"},
+    "secret"};
 const PromptLogprobsEvent kPrompt{
     8, {{1, -1.0F}, {2, -2.0F}}, {{{1, -1.0F}}, {{3, -0.5F}, {2, -2.0F}}}};
 CellTelemetry sample_telemetry() {

@@ -182,7 +182,10 @@ class ScriptedCell {
 
 inline CellInfo cell_info(std::string id = "a", std::uint64_t epoch = 1,
                           std::uint32_t max_sequences = 8) {
-  return {std::move(id), epoch, "model-1", 4096, max_sequences, 100'000, 1, 1};
+  CellInfo info{std::move(id), epoch, "model-1", 4096, max_sequences, 100'000, 1, 1};
+  info.backend = "cpu";
+  info.transport = "mpi";
+  return info;
 }
 
 // What one choice gave until its end.

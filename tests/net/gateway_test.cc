@@ -420,6 +420,7 @@ TEST(Gateway, MetricsCountWhatHappened) {
         [&] { return h.exporter.gauge<Metric::kCellKvTokens>("a").value() == 100'000; }));
     EXPECT_EQ(h.exporter.gauge<Metric::kCellSlots>("a").value(), 8);
     EXPECT_EQ(h.exporter.gauge<Metric::kCellWorkers>("a").value(), 1);
+    EXPECT_EQ(h.exporter.gauge<Metric::kCellInfo>("a", "cpu", "mpi").value(), 1);
     EXPECT_EQ(h.exporter.gauge<Metric::kQueueCapacity>().value(),
               GatewayConfig{}.max_queued_sequences);
     EXPECT_TRUE(
@@ -437,6 +438,7 @@ TEST(Gateway, MetricsCountWhatHappened) {
   EXPECT_TRUE(eventually(
       [&] { return std::isnan(h.exporter.gauge<Metric::kCellHeartbeatAge>("a").value()); }));
   EXPECT_EQ(h.exporter.gauge<Metric::kCellSlots>("a").value(), 0);
+  EXPECT_EQ(h.exporter.gauge<Metric::kCellInfo>("a", "cpu", "mpi").value(), 0);
 }
 
 // A sequence may wait in its cell as well: its queue ends with its first step.

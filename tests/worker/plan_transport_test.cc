@@ -52,7 +52,7 @@ TEST(PlanTransport, ReportsPlansAndResultsArriveAsSent) {
     ASSERT_TRUE(report.has_value());
     if (report->kind == StartReport::Kind::kFailed) {
       ++failed;
-      EXPECT_EQ(report->error, "tensor x is missing");
+      EXPECT_EQ(report->detail, "tensor x is missing");
     } else {
       EXPECT_EQ(report->bytes_total, 10U);
     }

@@ -237,6 +237,11 @@ const StepResult& CudaWorker::collect() {
   return result_;
 }
 
+std::string_view CudaWorker::transport() const {
+  if (comms_.stage) return comms_.stage->name();
+  return comms_.column ? comms_.column->name() : "none";
+}
+
 const StepResult& CudaWorker::execute(const StepPlan& plan) {
   submit(plan);
   return collect();

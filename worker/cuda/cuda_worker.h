@@ -56,6 +56,7 @@ class CudaWorker final : public StepExecutor {
   void run() override;
   const StepResult& execute(const StepPlan& plan) override;
   const WorkerReport& report() const override { return report_; }
+  std::string_view transport() const override;
 
   // Of the steps so far: how many were launched as a graph, and how many graphs were recorded.
   std::uint64_t graph_launches() const { return graph_launches_; }

@@ -101,6 +101,10 @@ def loads(objects: list[dict]) -> list[tuple[str, subprocess.CompletedProcess]]:
     return found
 
 
+# Pods of the release "demo" that Prometheus asks: gateways, and leaders of cells.
+RELEASE_PODS = "demo-millrace-(gateway-[a-z0-9]+-[a-z0-9]+|cell-[0-9]+(-[0-9]+)?)"
+
+
 class Lint(unittest.TestCase):
     def test_helm_lint_is_strict_and_silent(self):
         jobs = [(helm, path, kube) for helm in HELMS for path in CI_FILES for kube in (KUBERNETES[0], KUBERNETES[-1])
@@ -349,9 +353,9 @@ class Behaviour(unittest.TestCase):
                     for selector in metrics.selectors(expr):
                         if selector.metric not in expressions:
                             self.assertEqual(selector.matchers[:2], [("namespace", "=", "serving"),
-                                                                     ("pod", "=~", "demo-millrace-gateway-[a-z0-9]+-[a-z0-9]+")], name)
+                                                                     ("pod", "=~", RELEASE_PODS)], name)
                     self.assertNotIn("job=~", expr)
-                pods = '{namespace="serving", pod=~"demo-millrace-gateway-[a-z0-9]+-[a-z0-9]+"}'
+                pods = f'{{namespace="serving", pod=~"{RELEASE_PODS}"}}'
                 for what, value in (("requests:objective", 0.95), ("first_token:objective", 0.9), ("first_token:bound_seconds", seconds)):
                     self.assertEqual(expressions[f"millrace:{what}"],
                                      f"{value} * group by (cluster, namespace, job) (millrace_build_info{pods})")

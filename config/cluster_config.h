@@ -165,6 +165,7 @@ struct DeviceSection {
   DeviceWeightFormat weights = DeviceWeightFormat::kBf16;
   double memory_fraction = 0.9;
   bool graphs = true;
+  bool overlap_launches = false;
   DeviceTransport transport = DeviceTransport::kAuto;
   bool bind_numa = true;
 
@@ -201,6 +202,11 @@ struct DeviceSection {
        "Decode steps as CUDA graphs, recorded when a batch size first comes. Off: kernel by "
        "kernel, slower and with the same results."},
       s.graphs);
+    v({"overlap_launches",
+       "Kernels start while the one in front ends, which hides the time of launches (programmatic "
+       "dependent launch; compute capability 9.0 and later, elsewhere without effect). The same "
+       "results."},
+      s.overlap_launches);
     v({"transport",
        "How workers exchange device memory. nccl: between the devices. staged: through host memory "
        "and MPI. auto: nccl where the library is, and each worker has its own device. All give the "

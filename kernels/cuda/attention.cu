@@ -22,6 +22,7 @@ using PrefillBlock =
 template <class F>
 __global__ void __launch_bounds__(32 * kPrefillWarps, kPrefillBlocksPerSm)
     attention_prefill_kernel(const __grid_constant__ AttentionParams p) {
+  await_previous_kernel();
   MILLRACE_DYNAMIC_SMEM(smem);
   const int index = static_cast<int>(blockIdx.x) / p.source.kv_heads;
   if (index >= p.lists.counts->prefill) return;
@@ -172,6 +173,7 @@ struct RangeMerge {
 template <class F>
 __global__ void __launch_bounds__(32, decode_blocks_per_sm<F>())
     attention_decode_kernel(const __grid_constant__ AttentionParams p) {
+  await_previous_kernel();
   MILLRACE_DYNAMIC_SMEM(smem);
   const int count = p.lists.counts->decode * p.source.kv_heads;
   for (int i = static_cast<int>(blockIdx.x); i < count; i += static_cast<int>(gridDim.x)) {

@@ -155,6 +155,7 @@ __device__ void write_prefill(const PlanParams& p, const Segment& g, int at) {
 }
 
 __global__ void __launch_bounds__(kThreads) attention_plan_kernel(PlanParams p) {
+  await_previous_kernel();
   __shared__ int scratch[kWarps];
   const int segments = find_segments(p, scratch);
   int units = 0;

@@ -11,6 +11,7 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads)
     update_block_tables_kernel(const BlockTableUpdate* updates, std::int64_t count,
                                std::int32_t* table, std::int64_t entries) {
+  await_previous_kernel();
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   const BlockTableUpdate update = updates[i];

@@ -15,6 +15,7 @@ __global__ void __launch_bounds__(kThreads)
     combine_kernel(const __nv_bfloat16* y, std::int64_t y_stride, const std::int32_t* rows,
                    const float* weights, int top_k, float* hidden, std::int64_t hidden_stride,
                    int d) {
+  await_previous_kernel();
   const std::int64_t t = blockIdx.x;
   const int col = static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * kVec;
   if (col >= d) return;

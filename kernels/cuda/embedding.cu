@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kThreads)
     embedding_kernel(const std::int32_t* ids, const std::int32_t* slots,
                      const std::int32_t* last_tokens, EmbeddingTable table, float* out,
                      std::int64_t out_stride) {
+  await_previous_kernel();
   const std::int64_t t = blockIdx.x;
   std::int32_t id = ids[t];
   if (id == kTokenOfSlot && last_tokens != nullptr) id = last_tokens[slots[t]];

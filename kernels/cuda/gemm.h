@@ -93,8 +93,8 @@ inline constexpr int kGemmTileTokens[] = {8, 16, 32, 64, 96, 128};
 
 struct GemmArgs {
   MatrixView<const BFloat16> x;  // [T, K] in device memory, rows 16-byte aligned
-  PackedWeight w;                // [N, K]
-  GemmOutput y;                  // not overlapping x or w
+  PackedWeight w;  // [N, K]; on a stream that overlaps kernels not written since it was last idle
+  GemmOutput y;    // not overlapping x or w
   GemmWorkspace workspace;
   GemmTuning tuning;
 };

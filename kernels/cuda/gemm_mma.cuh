@@ -168,6 +168,7 @@ __device__ __forceinline__ bool give_partial(const GemmParams& p, const GemmUnit
 template <class C>
 __global__ void __launch_bounds__(C::Threads, C::BlocksPerSm)
     gemm_mma_kernel(const __grid_constant__ GemmParams p) {
+  await_previous_kernel();
   using T = typename C::T;
   MILLRACE_DYNAMIC_SMEM(smem);
   __shared__ MmaShared<C> shared;

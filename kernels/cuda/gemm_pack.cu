@@ -12,6 +12,7 @@ constexpr int kThreads = 256;
 // the loads of eight lanes with the same row cover whole sectors.
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(PackedRows<const __nv_bfloat16> source, unsigned char* packed, int records) {
+  await_previous_kernel();
   const int tile = static_cast<int>(blockIdx.x) / records;
   const int record = static_cast<int>(blockIdx.x) % records;
   auto* out = reinterpret_cast<uint4*>(packed + static_cast<std::int64_t>(blockIdx.x) *
@@ -33,6 +34,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     unpack_kernel(const unsigned char* packed, WeightFormat format,
                   PackedRows<__nv_bfloat16> target) {
+  await_previous_kernel();
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= static_cast<std::int64_t>(target.rows) * target.cols) return;
   const int n = static_cast<int>(index / target.cols);

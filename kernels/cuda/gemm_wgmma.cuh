@@ -76,7 +76,14 @@ class Producer {
   __device__ Producer(const GemmParams& p, WgmmaShared<C>& shared, unsigned char* smem)
       : p_(p), shared_(shared), smem_(smem) {}
 
-  __device__ void run(int units) {
+  // Early: await_previous_kernel() is still to come. Weights are nobody's output, so a ring full of
+  // them is asked for before it.
+  __device__ void run(int units, bool early) {
+    if (early) {
+      const int first = static_cast<int>(blockIdx.x);
+      if (first < units) ask_for_weights(decode_unit<T::Tokens>(shared_.table, p_, first));
+      await_previous_kernel();
+    }
     for (int index = static_cast<int>(blockIdx.x); index < units;
          index += static_cast<int>(gridDim.x)) {
       load_unit(decode_unit<T::Tokens>(shared_.table, p_, index));
@@ -86,16 +93,30 @@ class Producer {
   }
 
  private:
-  __device__ void load_unit(const GemmUnit& unit) {
-    const int thread = static_cast<int>(threadIdx.x) - C::Consumers;
+  __device__ static int thread() { return static_cast<int>(threadIdx.x) - C::Consumers; }
+
+  // Of the first steps of the block's first unit, as many as the ring holds.
+  __device__ void ask_for_weights(const GemmUnit& unit) {
     const unsigned char* weights = unit_weights<T>(p_, unit);
-    x_.start(p_, unit, thread);
+    const GemmSteps<T> steps(p_, unit);
+    asked_ = min(C::Stages, steps.end - steps.begin);
+    if (thread() != 0) return;
+    for (int i = 0; i < asked_; ++i) load_weights(unit, weights, steps.record(steps.begin + i), i);
+  }
+
+  __device__ void load_unit(const GemmUnit& unit) {
+    const unsigned char* weights = unit_weights<T>(p_, unit);
+    x_.start(p_, unit, thread());
     const GemmSteps<T> steps(p_, unit);
     for (int step = steps.begin; step < steps.end; ++step) {
       const int record = steps.record(step);
       // Of a fresh barrier the phase before the first counts as complete.
       mbarrier_wait(&shared_.empty[next_.slot], next_.parity ^ 1U);
-      if (thread == 0) load_weights(unit, weights, record);
+      if (asked_ > 0) {
+        --asked_;
+      } else if (thread() == 0) {
+        load_weights(unit, weights, record, next_.slot);
+      }
       x_.load(p_, x_slot<C>(smem_, next_.slot), record);
       cp_async_commit();
       next_.advance();
@@ -108,7 +129,7 @@ class Producer {
 
   // One bulk copy for each record or piece that exists.
   __device__ __forceinline__ void load_weights(const GemmUnit& unit, const unsigned char* weights,
-                                               int record) {
+                                               int record, int slot) {
     constexpr int kRecord = record_bytes(T::Format);
     constexpr int kBytes = T::Narrow ? piece_bytes(T::Format) : kRecord;
     constexpr int kMost = T::Narrow ? T::Span : T::Records;
@@ -119,10 +140,10 @@ class Producer {
     const std::int64_t apart =
         static_cast<std::int64_t>(T::Narrow ? T::PerChunk : records) * kRecord;
     const CachePolicy policy = p_.weights_once ? CachePolicy::kEvictFirst : CachePolicy::kNormal;
-    std::uint64_t* full = &shared_.full[next_.slot];
+    std::uint64_t* full = &shared_.full[slot];
     mbarrier_arrive_expect_tx(full, static_cast<std::uint32_t>(count * kBytes));
     for (int i = 0; i < count; ++i) {
-      bulk_load(w_slot<C>(smem_, next_.slot) + i * kBytes,
+      bulk_load(w_slot<C>(smem_, slot) + i * kBytes,
                 weights + static_cast<std::int64_t>(record) * kRecord + i * apart, kBytes, full,
                 policy);
     }
@@ -143,6 +164,7 @@ class Producer {
   RingPosition<C> next_;
   RingPosition<C> ready_;
   int pending_ = 0;
+  int asked_ = 0;  // steps to come whose weights are on their way
 };
 
 template <class C>
@@ -295,6 +317,9 @@ template <class C>
 __global__ void __launch_bounds__(C::Threads, C::BlocksPerSm)
     gemm_wgmma_kernel(const __grid_constant__ GemmParams p) {
 #if MILLRACE_SM90A
+  // Which rows an expert has, a kernel in front says; all tiles of a plain product are known.
+  const bool early = p.offsets == nullptr;
+  if (!early) await_previous_kernel();
   MILLRACE_DYNAMIC_SMEM(smem);
   __shared__ WgmmaShared<C> shared;
   if (threadIdx.x == 0) {
@@ -308,8 +333,9 @@ __global__ void __launch_bounds__(C::Threads, C::BlocksPerSm)
   const int units = unit_count(shared.table, p);
   if (threadIdx.x >= C::Consumers) {
     if constexpr (C::MovesRegisters) registers_decrease<88>();
-    Producer<C>(p, shared, smem).run(units);
+    Producer<C>(p, shared, smem).run(units, early);
   } else {
+    if (early) await_previous_kernel();
     if constexpr (C::MovesRegisters) registers_increase<208>();
     Consumer<C>(p, shared, smem).run(units);
   }

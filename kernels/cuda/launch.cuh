@@ -20,6 +20,17 @@
 
 namespace millrace::kernels::cuda {
 
+// The first call of every kernel, by all its threads, before it reads or writes what another one
+// may write or read: on a stream that overlaps kernels (StreamRef::overlap) it has been started
+// early. When it returns, all kernels in front have ended, for each of them has waited likewise;
+// and the kernel behind may be started.
+__device__ __forceinline__ void await_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 struct LaunchShape {
   dim3 grid{1};
   dim3 block{1};

@@ -29,6 +29,7 @@ struct Pack {
 
 // A block for each record.
 __global__ void __launch_bounds__(kCopyThreads) pack_records_kernel(Pack a) {
+  await_previous_kernel();
   const auto record = static_cast<std::int32_t>(blockIdx.x);
   std::int32_t token = record < a.tokens ? record : kEmptyRecord;
   if (a.record_tokens != nullptr) token = a.record_tokens[record];
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(kCopyThreads)
     pack_returns_kernel(const __nv_bfloat16* y, std::int64_t y_stride, const std::int32_t* rows,
                         const std::int32_t* places, bool fill_missing, __nv_bfloat16* out,
                         std::int64_t out_stride, std::int64_t vectors) {
+  await_previous_kernel();
   const std::int64_t pair = blockIdx.x;
   const std::int32_t row = rows[pair];
   if (row < 0 && !fill_missing) return;

@@ -141,6 +141,7 @@ __device__ void fill(std::int32_t* to, std::int32_t begin, std::int32_t end, std
 // A block for each lane, and one for padding and the end. As in moe_permute.cu every block counts
 // what lies before it by itself, and its warps have consecutive tokens.
 __global__ void __launch_bounds__(kRouteThreads, 1) route_kernel(Route a) {
+  await_previous_kernel();
   __shared__ TokenShare share_of_warp[kRouteWarps];
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -191,6 +192,7 @@ __global__ void __launch_bounds__(kRouteThreads, 1) route_kernel(Route a) {
 
 // kGather: every token is its own record on every lane.
 __global__ void __launch_bounds__(kRouteThreads) route_in_place_kernel(Route a) {
+  await_previous_kernel();
   const std::int32_t pair = static_cast<std::int32_t>(blockIdx.x * kRouteThreads + threadIdx.x);
   if (pair >= a.tokens * a.top_k) return;
   const std::int32_t id = a.ids[pair / a.top_k * a.ids_stride + pair % a.top_k];

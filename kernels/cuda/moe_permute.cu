@@ -71,6 +71,7 @@ __device__ std::int32_t warp_sum(std::int32_t x) {
 // counts the pairs of lower slots itself. Its warps have consecutive pairs each; a warp counts,
 // learns how many the warps before it have, and then hands out rows in order.
 __global__ void __launch_bounds__(kThreads) moe_permute_kernel(Permute a) {
+  await_previous_kernel();
   __shared__ std::int32_t below_of_warp[kWarps];
   __shared__ std::int32_t mine_of_warp[kWarps];
   const int warp = static_cast<int>(threadIdx.x) / 32;

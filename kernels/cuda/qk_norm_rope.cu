@@ -12,6 +12,7 @@ constexpr int kThreads = 128;
 __global__ void __launch_bounds__(kThreads)
     rope_angles_kernel(const std::int32_t* positions, const float* inverse_frequencies, int half,
                        std::int64_t count, float* cos_out, float* sin_out) {
+  await_previous_kernel();
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= count) return;
   const float position = static_cast<float>(positions[i / half]);
@@ -82,6 +83,7 @@ __device__ void write_page(void* base, const KvPages& pages, std::int64_t at, Ve
 // A group of lanes for each (token, head of q, k or v).
 template <int kHeadDim>
 __global__ void __launch_bounds__(kThreads) qk_norm_rope_kernel(Rope a) {
+  await_previous_kernel();
   const std::int64_t thread = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const std::int64_t vector = thread / kLanes<kHeadDim>;
   const int lane = static_cast<int>(thread % kLanes<kHeadDim>);

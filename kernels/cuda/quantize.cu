@@ -38,6 +38,7 @@ __device__ float scaled(__nv_bfloat16 x, int exponent) {
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(PackedRows<const __nv_bfloat16> source, unsigned char* packed, int records,
                     std::uint32_t* unusable) {
+  await_previous_kernel();
   __shared__ int exponents[kGemmTileRows];
   const int tile_row = static_cast<int>(blockIdx.x) / records * kGemmTileRows;
   const int first_col = static_cast<int>(blockIdx.x) % records * kCols;

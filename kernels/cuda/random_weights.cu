@@ -18,6 +18,7 @@ __device__ __forceinline__ float value_of(std::uint32_t bits, float half_step) {
 __global__ void __launch_bounds__(kThreads)
     random_weights_kernel(std::uint64_t seed, std::uint64_t first_block, std::int64_t blocks,
                           float half_step, __nv_bfloat16* out) {
+  await_previous_kernel();
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= blocks) return;
   const std::uint64_t block = first_block + static_cast<std::uint64_t>(i);

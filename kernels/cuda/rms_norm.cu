@@ -31,6 +31,7 @@ template <int kVecs>
 __global__ void __launch_bounds__(kThreads)
     rms_norm_kernel(const float* x, std::int64_t x_stride, const float* weight, float eps,
                     const std::int32_t* rows, int d, __nv_bfloat16* out, std::int64_t out_stride) {
+  await_previous_kernel();
   __shared__ float warp_sums[kWarps];
   const std::int64_t from = rows == nullptr ? static_cast<int>(blockIdx.x) : rows[blockIdx.x];
   out += blockIdx.x * out_stride;

@@ -110,6 +110,7 @@ __device__ void route_token(const Route& a, std::int64_t t, int lane) {
 
 template <int kPerLane>
 __global__ void __launch_bounds__(kThreads) router_kernel(Route a) {
+  await_previous_kernel();
   const int lane = static_cast<int>(threadIdx.x % 32);
   const std::int64_t t = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (t >= a.tokens) return;

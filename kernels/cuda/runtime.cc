@@ -124,7 +124,7 @@ int current_sm_count() { return attribute(cudaDevAttrMultiProcessorCount, curren
 
 // ---- streams and events -----------------------------------------------------------------------
 
-Stream::Stream(int priority) {
+Stream::Stream(int priority, bool overlap) : overlap_(overlap) {
   int lowest = 0;
   int highest = 0;
   check("cudaDeviceGetStreamPriorityRange", cudaDeviceGetStreamPriorityRange(&lowest, &highest));

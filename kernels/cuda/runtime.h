@@ -79,25 +79,32 @@ int current_sm_count();
 // legacy default stream; tests may use it, the engine does not (it cannot be captured).
 struct StreamRef {
   void* handle = nullptr;
+  // Kernels launched here may start while the one in front still runs (programmatic dependent
+  // launch, on Hopper and later): they wait in await_previous_kernel() until it has ended, which
+  // hides the time of a launch. Graphs captured here keep it.
+  bool overlap = false;
   friend bool operator==(StreamRef, StreamRef) = default;
 };
 
 class Stream {
  public:
   // Non-blocking towards the default stream. Lower numbers run first; devices clamp to their range.
-  explicit Stream(int priority = 0);
+  explicit Stream(int priority = 0, bool overlap = false);
   ~Stream();
-  Stream(Stream&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Stream(Stream&& other) noexcept
+      : handle_(std::exchange(other.handle_, nullptr)), overlap_(other.overlap_) {}
   Stream& operator=(Stream&& other) noexcept {
     std::swap(handle_, other.handle_);
+    std::swap(overlap_, other.overlap_);
     return *this;
   }
 
-  StreamRef ref() const { return {handle_}; }
+  StreamRef ref() const { return {handle_, overlap_}; }
   operator StreamRef() const { return ref(); }  // NOLINT: a Stream is usable where one is borrowed
 
  private:
   void* handle_ = nullptr;
+  bool overlap_ = false;
 };
 
 // A deadline of kNoDeadline waits for ever; only tools and tests use it.

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <string_view>
@@ -45,6 +46,21 @@ cudaError_t prepare(const void* kernel, const LaunchShape& shape) {
   return cudaSuccess;
 }
 
+// Whether the kernel as it is on the current device has the wait of await_previous_kernel():
+// started early without it, as code of an older architecture would be, it would race with the one
+// in front.
+bool has_wait(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, bool> kernels;
+  const std::lock_guard lock(mutex);
+  const auto [at, fresh] = kernels.try_emplace({current_device(), kernel}, false);
+  cudaFuncAttributes attributes{};
+  if (fresh && cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) {
+    at->second = std::min(attributes.ptxVersion, attributes.binaryVersion) >= 90;
+  }
+  return at->second;
+}
+
 std::string launch_name(const LaunchShape& shape) {
   const std::string_view path = shape.file;
   return fmt::format("launch {}:{}", path.substr(path.rfind('/') + 1), shape.line);
@@ -71,8 +87,17 @@ void detail::launch_kernel(const void* kernel, const LaunchShape& shape, StreamR
   cudaError_t code = cudaSuccess;
   if (shape.smem_bytes > kPlainSmemBytes || shape.blocks_per_sm > 1) code = prepare(kernel, shape);
   if (code == cudaSuccess) {
-    code = cudaLaunchKernel(kernel, shape.grid, shape.block, args, shape.smem_bytes,
-                            static_cast<cudaStream_t>(stream.handle));
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = shape.grid;
+    config.blockDim = shape.block;
+    config.dynamicSmemBytes = shape.smem_bytes;
+    config.stream = static_cast<cudaStream_t>(stream.handle);
+    config.attrs = &early;
+    config.numAttrs = stream.overlap && has_wait(kernel) ? 1 : 0;
+    code = cudaLaunchKernelExC(&config, kernel, args);
   }
   if (code == cudaSuccess) return;
   cudaGetLastError();

@@ -152,6 +152,7 @@ __device__ __forceinline__ void open_row(SampleShared& s, const Sample& a,
 
 // A block for each row.
 __global__ void __launch_bounds__(kSampleThreads, kSampleBlocks) sample_kernel(Sample a) {
+  await_previous_kernel();
   __shared__ SampleShared s;
   const SampleRow at = a.rows[blockIdx.x];
   SampleResult& out = a.results[blockIdx.x];

@@ -33,6 +33,7 @@ __device__ void count_token(TokenCount* counts, std::int32_t token, bool in_prom
 __global__ void __launch_bounds__(kThreads)
     start_histories_kernel(const HistoryStart* starts, const std::int32_t* tokens,
                            TokenCount* counts, std::int64_t counts_stride, int vocab) {
+  await_previous_kernel();
   const HistoryStart start = starts[blockIdx.x];
   if (start.slot < 0) return;
   counts += start.slot * counts_stride;

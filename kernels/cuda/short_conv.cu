@@ -98,6 +98,7 @@ __device__ __forceinline__ void conv_head(const Conv& a, const ConvChunk& chunk,
 // kTaps 0: any L, with the taps read where they are used.
 template <int kTaps>
 __global__ void __launch_bounds__(kThreads) short_conv_kernel(Conv a, int rows_per_block) {
+  await_previous_kernel();
   const int c = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) * kVec;
   if (c >= a.d) return;
   const int num_taps = kTaps ? kTaps : a.num_taps;
@@ -135,6 +136,7 @@ constexpr int kClearThreads = 256;
 __global__ void __launch_bounds__(kClearThreads)
     clear_conv_state_kernel(__nv_bfloat16* state, std::int64_t layer_stride,
                             std::int64_t slot_elements, const std::int32_t* slots) {
+  await_previous_kernel();
   const std::int32_t slot = slots[blockIdx.x];
   if (slot < 0) return;
   __nv_bfloat16* to = state + blockIdx.y * layer_stride + slot * slot_elements;

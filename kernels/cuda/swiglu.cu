@@ -13,6 +13,7 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads)
     swiglu_kernel(const __nv_bfloat16* gate, std::int64_t gate_stride, const __nv_bfloat16* up,
                   std::int64_t up_stride, __nv_bfloat16* out, std::int64_t out_stride, int width) {
+  await_previous_kernel();
   const std::int64_t t = blockIdx.x;
   const int col = static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * kVec;
   if (col >= width) return;

@@ -33,9 +33,10 @@ std::size_t allocated_bytes();
 
 // The nth call from now (1: the next) of an operation throws CudaError(operation, code). Operations
 // are named as in the messages of CudaError: cudaMalloc, cudaHostAlloc, cudaMemcpyAsync,
-// cudaMemsetAsync, launch, cudaGraphInstantiate, cudaGraphLaunch, cudaStreamCreate,
-// cudaEventCreate, cudaEventRecord, cudaStreamWaitEvent, cudaStreamQuery, cudaEventQuery. With
-// `sticky` every call of any operation fails alike from then on, as after a fault of a kernel.
+// cudaMemsetAsync, launch, early launch (on a stream that overlaps), cudaGraphInstantiate,
+// cudaGraphLaunch, cudaStreamCreate, cudaEventCreate, cudaEventRecord, cudaStreamWaitEvent,
+// cudaStreamQuery, cudaEventQuery. With `sticky` every call of any operation fails alike from then
+// on, as after a fault of a kernel.
 void fail_nth(const std::string& operation, int nth, int code, bool sticky = false);
 // While stalled, no work is ever done: synchronize() runs into its deadline.
 void set_stalled(bool stalled);

@@ -118,6 +118,18 @@ TEST_F(Misuse, TrapAndRecovery) {
   }
 }
 
+__global__ void waits(bool all) {
+  if (all || threadIdx.x != 3) await_previous_kernel();
+}
+
+TEST_F(Misuse, EveryThreadWaitsForTheKernelInFront) {
+  const Stream overlapping(/*priority=*/0, /*overlap=*/true);
+  launch(waits, {2, 32}, overlapping, true);
+  expect_error([&] { launch(waits, {2, 32}, overlapping, false); },
+               "62 of 64 threads called await_previous_kernel()");
+  launch(waits, {2, 32}, stream_, false);
+}
+
 // ---- memory of a block ------------------------------------------------------------------------
 
 __global__ void read_uninitialised(float* out) {

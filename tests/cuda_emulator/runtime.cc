@@ -54,7 +54,8 @@ struct GraphState {
   std::vector<Work> work;
 };
 
-thread_local int captures = 0;  // begun by this thread and not ended
+thread_local int captures = 0;          // begun by this thread and not ended
+thread_local std::uint64_t awaits = 0;  // await_previous_kernel(), by kernels run on this thread
 
 // Stands for the null handle.
 StreamState& default_stream() {
@@ -102,7 +103,7 @@ CudaError::CudaError(std::string operation, int code, const std::string& text)
 
 // ---- streams and events -----------------------------------------------------------------------
 
-Stream::Stream(int) {
+Stream::Stream(int, bool overlap) : overlap_(overlap) {
   enter_call("cudaStreamCreate");
   handle_ = new StreamState;
 }
@@ -256,10 +257,13 @@ void Graph::launch(StreamRef stream) const {
 
 // ---- kernels ----------------------------------------------------------------------------------
 
+void await_previous_kernel() { ++awaits; }
+
 void detail::launch_kernel(const LaunchShape& shape, StreamRef stream, std::function<void()> body) {
   const std::string_view path = shape.file;
   const auto place = fmt::format("{}:{}", path.substr(path.rfind('/') + 1), shape.line);
   enter_call("launch", place);
+  if (stream.overlap) enter_call("early launch", place);
   const std::size_t threads =
       static_cast<std::size_t>(shape.block.x) * shape.block.y * shape.block.z;
   if (threads == 0 || threads > 1024 || shape.block.z > 64 || shape.grid.y > 65535 ||
@@ -282,8 +286,17 @@ void detail::launch_kernel(const LaunchShape& shape, StreamRef stream, std::func
                                 wanted, threads, shape.smem_bytes));
   }
   submit(stream, [=, body = std::move(body)] {
+    const std::uint64_t before = awaits;
     cuda_emulator::Scheduler::of_this_thread().run_grid(place, shape.grid, shape.block,
                                                         shape.smem_bytes, body);
+    const std::uint64_t expected =
+        std::uint64_t{threads} * shape.grid.x * shape.grid.y * shape.grid.z;
+    // The engine's kernels on whatever stream; those of tests where it would matter.
+    const bool must = stream.overlap || path.find("/kernels/cuda/") != std::string_view::npos &&
+                                            path.find("/tests/") == std::string_view::npos;
+    if (!must || awaits - before == expected) return;
+    throw cuda_emulator::KernelError(fmt::format(
+        "{}: {} of {} threads called await_previous_kernel()", place, awaits - before, expected));
   });
 }
 

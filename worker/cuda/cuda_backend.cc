@@ -119,6 +119,7 @@ class CudaBackend final : public DeviceBackend {
     if (!comms) return comms.error();
     CudaWorkerOptions options;
     options.graphs = request.config.device.graphs;
+    options.overlap_launches = request.config.device.overlap_launches;
     options.step_deadline = std::chrono::milliseconds(request.config.deadlines.step_ms);
     return std::unique_ptr<StepExecutor>(std::make_unique<CudaWorker>(
         options, shape, std::move(*weights), request.placement, request.comms, std::move(*comms)));

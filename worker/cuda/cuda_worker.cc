@@ -59,6 +59,7 @@ CudaWorker::CudaWorker(const CudaWorkerOptions& options, const DeviceShape& shap
       cell_(cell),
       weights_(std::move(weights)),
       comms_(std::move(comms)),
+      stream_(/*priority=*/0, options.overlap_launches),
       batch_(shape.limits),
       uploader_(shape_),
       starter_(shape_, state_),

@@ -41,6 +41,7 @@ class PlanReceiver;
 
 struct CudaWorkerOptions {
   bool graphs = true;
+  bool overlap_launches = false;
   std::chrono::milliseconds step_deadline{60'000};
 };
 

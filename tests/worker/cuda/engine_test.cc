@@ -123,7 +123,17 @@ TEST_P(OnDevice, AnArrangementChangesNoBit) {
   };
   same("batched, a step ahead wherever there is one stage", [](ClusterConfig&) {});
   same("one step at a time", [](ClusterConfig& c) { c.scheduler.async = AsyncSteps::kNever; });
-  same("without graphs", [](ClusterConfig& c) { c.device.graphs = false; });
+  same("without graphs, kernels that start early", [](ClusterConfig& c) {
+    c.device.graphs = false;
+    c.device.overlap_launches = true;
+  });
+#if defined(MILLRACE_CUDA_EMULATED)
+  const std::uint64_t before = cuda_emulator::calls("early launch");
+#endif
+  same("kernels that start early", [](ClusterConfig& c) { c.device.overlap_launches = true; });
+#if defined(MILLRACE_CUDA_EMULATED)
+  EXPECT_GT(cuda_emulator::calls("early launch"), before);
+#endif
   same("chunks of one token", [](ClusterConfig& c) {
     c.scheduler.max_step_tokens = 11;
     c.scheduler.prefill_chunk_tokens = 1;
@@ -139,7 +149,10 @@ TEST_P(OnDevice, AnArrangementChangesNoBit) {
     c.cache.max_sequences = 3;
   });
   same("two stages", [](ClusterConfig& c) { c.grid.stages = 2; });
-  same("four stages", [](ClusterConfig& c) { c.grid.stages = 4; });
+  same("four stages, kernels that start early", [](ClusterConfig& c) {
+    c.grid.stages = 4;
+    c.device.overlap_launches = true;
+  });
   if (dense) return;
   same("two lanes", [](ClusterConfig& c) { c.grid.lanes = 2; });
   for (const auto exchange :
@@ -150,7 +163,10 @@ TEST_P(OnDevice, AnArrangementChangesNoBit) {
       c.scheduler.exchange = exchange;
     });
   }
-  same("three lanes", [](ClusterConfig& c) { c.grid.lanes = 3; });
+  same("three lanes, kernels that start early", [](ClusterConfig& c) {
+    c.grid.lanes = 3;
+    c.device.overlap_launches = true;
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, OnDevice, ::testing::Values("moe", "dense", "f32"));
@@ -192,6 +208,7 @@ TEST(OnDevices, Fp8HasTheSameBitsInEveryArrangementToo) {
   const Outputs expected = run_one_by_one(config, requests);
   config.grid.lanes = 2;
   config.scheduler.prefill_chunk_tokens = 9;
+  config.device.overlap_launches = true;
   EXPECT_EQ(run(config, requests), expected);
 }
 

@@ -38,6 +38,7 @@ struct EngineOptions {
   int prefills = 6;
   bool trace = false;
   bool graphs = true;
+  bool overlap = false;
   kernels::cuda::bench::Options records;
 };
 
@@ -145,8 +146,8 @@ class EngineBench {
         model_(setup.model),
         plans_(static_cast<std::uint32_t>(setup.config.cache.block_tokens),
                sequence_tokens(options), setup.model.vocab_size),
-        name_(fmt::format("{} {} kv {}{}", o_.model, o_.weights, o_.kv,
-                          o_.graphs ? "" : " no graphs")) {}
+        name_(fmt::format("{} {} kv {}{}{}", o_.model, o_.weights, o_.kv,
+                          o_.graphs ? "" : " no graphs", o_.overlap ? " overlap" : "")) {}
 
   // Positions that a sequence of a decode batch may come to.
   static std::uint32_t sequence_tokens(const EngineOptions& o) {
@@ -265,6 +266,7 @@ ClusterConfig config_of(const EngineOptions& o) {
   config.device.backend = DeviceChoice::kCuda;
   config.device.bind_numa = false;
   config.device.graphs = o.graphs;
+  config.device.overlap_launches = o.overlap;
   config.device.weights = o.weights == "fp8" ? DeviceWeightFormat::kFp8 : DeviceWeightFormat::kBf16;
   config.cache.kv_dtype = o.kv == "fp8" ? KvDtype::kFp8 : KvDtype::kBf16;
   const std::uint32_t most = *std::ranges::max_element(o.batches);
@@ -327,6 +329,7 @@ int run(int argc, char** argv) {
   app.add_option("--steps", o.steps, "measured at each batch size")->check(CLI::Range(1, 10'000));
   app.add_flag("--trace", o.trace, "where the time of a step goes; without graphs");
   app.add_flag("--no-graphs{false}", o.graphs);
+  app.add_flag("--overlap", o.overlap, "device.overlap_launches");
   app.add_option("--json", o.records.json, "append a JSON line for each figure to this file");
   app.add_option("--commit", o.records.commit, "for the JSON lines");
   app.add_flag("--smoke", o.records.smoke, "ceilings of tiny shapes, two prefills");
@@ -334,11 +337,12 @@ int run(int argc, char** argv) {
   if (o.trace) o.graphs = false;
   if (o.records.smoke) o.prefills = 2;
   o.records.command = fmt::format(
-      "engine_cuda_bench --model {} --weights {} --kv {} --batch {} --context {} --prefill {}{}",
+      "engine_cuda_bench --model {} --weights {} --kv {} --batch {} --context {} --prefill {}{}{}",
       o.model, o.weights, o.kv, fmt::join(o.batches, " "), o.context, o.prefill,
       o.trace    ? " --trace"
       : o.graphs ? ""
-                 : " --no-graphs");
+                 : " --no-graphs",
+      o.overlap ? " --overlap" : "");
   if (kernels::cuda::device_count() == 0) {
     fmt::print(stderr, "engine_cuda_bench: no CUDA device\n");
     return 77;

@@ -22,6 +22,9 @@ unsigned char* dynamic_smem();
 
 namespace millrace::kernels::cuda {
 
+// Counted: on a stream that overlaps kernels, a kernel in which a thread does without is an error.
+void await_previous_kernel();
+
 struct LaunchShape {
   dim3 grid{1};
   dim3 block{1};

@@ -126,6 +126,8 @@ def main() -> int:
                             text=True, check=True).stdout.strip()
     words = [f"--case {args.case} --rounds {args.rounds} --concurrency", *map(str, args.concurrency),
              f"--input-len {args.input_len} --output-len {args.output_len} --arrangement", *args.arrangement]
+    if args.binary != parser.get_default("binary"):
+        words += ["--binary", args.binary]
     with open(args.output, "a", encoding="utf-8") as out:
         for (name, metric, unit), values in series.items():
             record = {"bench": "serve", "case": f"{args.case}-{name}", "metric": metric,

@@ -313,13 +313,7 @@ class Life(unittest.TestCase):
 
     def expect_nothing_left(self, pids):
         wait_for("all processes gone", lambda: not [p for p in pids if alive(p)], 20)
-        left = shared_memory() - self.before
-
-        def gone() -> bool:  # other tests' folders are there now and then, for moments
-            left.intersection_update(shared_memory())
-            return not left
-
-        wait_for(f"no shared memory: {left}", gone, 20)
+        self.assertEqual(shared_memory() - self.before, set())
         with socket.socket() as probe:
             self.assertNotEqual(probe.connect_ex(("127.0.0.1", self.service.port)), 0)
 

@@ -181,6 +181,8 @@ EPOCH_BEFORE = f"max by ({BY_CELL}) (millrace_cell_epoch{{{SERVICE}}} offset 1h)
 LOADED = f"max by ({BY_CELL}) (millrace_cell_loaded_ratio{{{SERVICE}}})"
 LOADED_BEFORE = f"max by ({BY_CELL}) (millrace_cell_loaded_ratio{{{SERVICE}}} offset 5m)"
 CELL = "Cell {{ $labels.cell }} of {{ $labels.job }}"
+# increase() extrapolates to the ends of its window: three starts may come out as 3.1.
+COUNT = '{{ $value | printf "%.0f" }}'
 
 CAUSES = Group("millrace-causes", alerts=[
     Alert("MillraceNotScraped", "critical", "5m", [(f"absent(millrace_build_info{{{SERVICE}}})", "")],
@@ -202,12 +204,12 @@ CAUSES = Group("millrace-causes", alerts=[
           "{{ $value }} cells of {{ $labels.job }} are suspect: connected, and silent, or with work and without a finished step. They get no requests."),
     Alert("MillraceCellRestarting", "warning", "0m",
           [(f"max by ({BY_CELL}) (increase(millrace_cell_restarts_total{{{SERVICE}}}[1h]))", "> 2.5")],
-          "A cell keeps restarting", CELL + " came back {{ $value | humanize }} times within an hour."),
+          "A cell keeps restarting", CELL + " came back " + COUNT + " times within an hour."),
     Alert("MillraceCellFailsToStart", "critical", "0m",
           [(f"max by ({BY_CELL}) (increase(millrace_cell_starts_total{{{SERVICE}}}[30m]))", "> 2.5"),
            (f'max by ({BY_CELL}) (max_over_time(millrace_cell_start_state{{{SERVICE}, state="ready"}}[30m]))', "== 0")],
           "A cell starts again and again and never becomes ready",
-          CELL + " was started {{ $value | humanize }} times within half an hour, and was not ready once."),
+          CELL + " was started " + COUNT + " times within half an hour, and was not ready once."),
     Alert("MillraceLoadStalled", "warning", "5m",
           [(LOADED, f"== {LOADED_BEFORE}"),
            (f'max by ({BY_CELL}) (min_over_time(millrace_cell_start_state{{{SERVICE}, state="loading"}}[5m]))', "== 1")],
@@ -227,17 +229,17 @@ CAUSES = Group("millrace-causes", alerts=[
     Alert("MillraceQueueTimeouts", "warning", "0m",
           [(f'sum by ({BY}) (increase(millrace_sequences_failed_total{{{SERVICE}, reason="queue_timeout"}}[10m]))', "> 0")],
           "Requests wait longer than the queue allows",
-          "{{ $value | humanize }} requests of {{ $labels.job }} ended within 10 minutes because no cell took them in time."),
+          COUNT + " requests of {{ $labels.job }} ended within 10 minutes because no cell took them in time."),
     Alert("MillraceSequencesFailing", "warning", "0m",
           [(f'sum by ({BY}, reason) (increase(millrace_sequences_failed_total{{{SERVICE}, reason=~"cell_error|protocol"}}[10m]))',
             "> 0")],
           "A cell answers with errors",
-          "{{ $value | humanize }} sequences of {{ $labels.job }} ended within 10 minutes for {{ $labels.reason }}: a fault of the model's "
+          COUNT + " sequences of {{ $labels.job }} ended within 10 minutes for {{ $labels.reason }}: a fault of the model's "
           "side or of ours, not of load."),
     Alert("MillraceCellLostSequences", "warning", "0m",
           [(f'sum by ({BY}) (increase(millrace_sequences_failed_total{{{SERVICE}, reason="cell_lost"}}[10m]))', "> 0")],
           "Answers were cut off with their cell",
-          "{{ $value | humanize }} sequences of {{ $labels.job }} ended within 10 minutes because the cell that computed them went away."),
+          COUNT + " sequences of {{ $labels.job }} ended within 10 minutes because the cell that computed them went away."),
     Alert("MillraceKvCacheFull", "warning", "10m", [("millrace:cell_kv_use:ratio", "> 0.95")],
           "A cell's KV cache is full", CELL + " uses {{ $value | humanizePercentage }} of its KV cache: requests wait for blocks."),
     Alert("MillracePreemptions", "warning", "10m",

@@ -20,7 +20,7 @@ import support  # noqa: E402
 support.need_prometheus()
 
 import board_image  # noqa: E402
-from cluster_test import BIN, Service, wait_for  # noqa: E402
+from service import BIN, Service, wait_for  # noqa: E402
 from dashboards import DASHBOARDS  # noqa: E402
 from support import Load, Prometheus, chart_rules, panel_expression  # noqa: E402
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -18,30 +19,27 @@ namespace {
 // What a block gets without asking.
 constexpr std::size_t kPlainSmemBytes = 48 << 10;
 
-// What a kernel was given on a device.
-struct Granted {
+// A kernel on a device: what it was given, and what it is.
+struct KernelState {
   std::size_t smem_bytes = kPlainSmemBytes;
   bool all_shared = false;
+  std::optional<bool> waits;
 };
 
-// Sets what the kernel needs on the current device, once: a higher limit of dynamic shared memory,
-// and all of the multiprocessor's memory that can be shared memory.
-cudaError_t prepare(const void* kernel, const LaunchShape& shape) {
-  static std::mutex mutex;
-  static std::map<std::pair<int, const void*>, Granted> kernels;
-  const std::lock_guard lock(mutex);
-  Granted& granted = kernels[{current_device(), kernel}];
-  if (shape.smem_bytes > granted.smem_bytes) {
+// Gives the kernel what it needs on the current device, once: a higher limit of dynamic shared
+// memory, and all of the multiprocessor's memory that can be shared memory.
+cudaError_t grant(KernelState& state, const void* kernel, const LaunchShape& shape) {
+  if (shape.smem_bytes > state.smem_bytes) {
     const cudaError_t code = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.smem_bytes));
     if (code != cudaSuccess) return code;
-    granted.smem_bytes = shape.smem_bytes;
+    state.smem_bytes = shape.smem_bytes;
   }
-  if (shape.blocks_per_sm > 1 && !granted.all_shared) {
+  if (shape.blocks_per_sm > 1 && !state.all_shared) {
     const cudaError_t code = cudaFuncSetAttribute(
         kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (code != cudaSuccess) return code;
-    granted.all_shared = true;
+    state.all_shared = true;
   }
   return cudaSuccess;
 }
@@ -49,16 +47,26 @@ cudaError_t prepare(const void* kernel, const LaunchShape& shape) {
 // Whether the kernel as it is on the current device has the wait of await_previous_kernel():
 // started early without it, as code of an older architecture would be, it would race with the one
 // in front.
-bool has_wait(const void* kernel) {
-  static std::mutex mutex;
-  static std::map<std::pair<int, const void*>, bool> kernels;
-  const std::lock_guard lock(mutex);
-  const auto [at, fresh] = kernels.try_emplace({current_device(), kernel}, false);
+bool waits(const void* kernel) {
   cudaFuncAttributes attributes{};
-  if (fresh && cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) {
-    at->second = std::min(attributes.ptxVersion, attributes.binaryVersion) >= 90;
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess &&
+         std::min(attributes.ptxVersion, attributes.binaryVersion) >= 90;
+}
+
+// Grants, and says into `early` whether the launch may begin before the kernel in front has ended.
+cudaError_t prepare(const void* kernel, const LaunchShape& shape, bool overlap, bool& early) {
+  early = false;
+  if (!overlap && shape.smem_bytes <= kPlainSmemBytes && shape.blocks_per_sm <= 1)
+    return cudaSuccess;
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, KernelState> kernels;
+  const std::lock_guard lock(mutex);
+  KernelState& state = kernels[{current_device(), kernel}];
+  if (overlap) {
+    if (!state.waits) state.waits = waits(kernel);
+    early = *state.waits;
   }
-  return at->second;
+  return grant(state, kernel, shape);
 }
 
 std::string launch_name(const LaunchShape& shape) {
@@ -84,19 +92,19 @@ EncodeTiled encode_tiled() {
 
 void detail::launch_kernel(const void* kernel, const LaunchShape& shape, StreamRef stream,
                            void** args) {
-  cudaError_t code = cudaSuccess;
-  if (shape.smem_bytes > kPlainSmemBytes || shape.blocks_per_sm > 1) code = prepare(kernel, shape);
+  bool early = false;
+  cudaError_t code = prepare(kernel, shape, stream.overlap, early);
   if (code == cudaSuccess) {
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config{};
     config.gridDim = shape.grid;
     config.blockDim = shape.block;
     config.dynamicSmemBytes = shape.smem_bytes;
     config.stream = static_cast<cudaStream_t>(stream.handle);
-    config.attrs = &early;
-    config.numAttrs = stream.overlap && has_wait(kernel) ? 1 : 0;
+    config.attrs = &overlap;
+    config.numAttrs = early ? 1 : 0;
     code = cudaLaunchKernelExC(&config, kernel, args);
   }
   if (code == cudaSuccess) return;

@@ -3,7 +3,7 @@
 Each names the words that must be in the one line on standard error. Standard library only.
 """
 
-from cluster_test import MODEL
+from service import MODEL
 from known_answer import MAX_CONTEXT
 
 

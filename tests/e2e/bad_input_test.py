@@ -24,7 +24,7 @@ import bad_commands
 import broken_checkpoints
 from bad_requests import (BROKEN_HTTP, CHATS, CHUNKED, COMPLETIONS, GOOD, HARMLESS, HELLO, LENGTH, OTHER_BODIES,
                           SMUGGLED, TEXTS, TOKENS, VALID, WRONG_TARGETS, chat, chunked, good, post, request)
-from cluster_test import BIN, MODEL, ROOT, Service, wait_for
+from service import BIN, MODEL, ROOT, Service, wait_for
 from known_answer import EXACT, MAX_CONTEXT, PROMPTS, TEXT, clients_gone
 
 PATIENCE_S = 120  # a bound on hanging, not a measure: the machine may be busy

@@ -5,7 +5,6 @@ Standard library only. MILLRACE_BIN names the executable; the model is models/sa
 """
 
 import contextlib
-import http.client
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from cluster_test import BIN, MODEL, Service, greedy, wait_for
+from service import BIN, MODEL, Service, greedy, wait_for
 
 LONG = 3000  # tokens: some seconds on a quick machine
 

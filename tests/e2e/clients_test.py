@@ -20,7 +20,7 @@ import threading
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from cluster_test import MODEL, ROOT, Service, wait_for
+from service import MODEL, ROOT, Service, wait_for
 from known_answer import (CHAT, CHAT_ANSWER, CHAT_FINISH, EXACT, MAX_CONTEXT, TEXT, VOCABULARY, clients_gone,
                           completion)
 from openai_requests import (ANSWER, BIASED, CHATS, COMPLETIONS, MESSAGES, WHOLE, WORD, Answer, Choice, ask,

@@ -7,7 +7,7 @@ with EXACT, whose KV cache keeps the reference's f32.
 import json
 import pathlib
 
-from cluster_test import MODEL, Service
+from service import MODEL, Service
 
 EXACT = ["--set", "cache.kv_dtype=f32"]
 PROMPTS = json.loads(pathlib.Path(MODEL, "reference.json").read_text())["prompts"]

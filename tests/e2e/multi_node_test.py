@@ -22,8 +22,7 @@ import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from cluster_test import (BIN, MODEL, PROMPT, Service, alive, command_line, greedy, processes_of,
-                          wait_for)
+from service import BIN, MODEL, PROMPT, Service, alive, command_line, greedy, processes_of, wait_for
 
 LEADER, OTHER = f"mr{os.getpid()}a", f"mr{os.getpid()}b"
 ADDRESS = {LEADER: "10.77.0.1", OTHER: "10.77.0.2"}
@@ -121,7 +120,7 @@ class Leader(Process):
             return re.search(r"serves \S+ at http://127\.0\.0\.1:(\d+)", self.output())
         self.port = int(wait_for("the URL", url, limit_s).group(1))
 
-    # Requests as in cluster_test, from inside the namespace.
+    # Requests as in service.py, from inside the namespace.
     def connect(self, timeout: float = 60):
         with network_of(LEADER):
             connection = Service.connect(self, timeout)

@@ -13,7 +13,7 @@ import unittest
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parent.parent / "support")]
 from browser import Browser, Page
-from cluster_test import ROOT, Service, greedy
+from service import ROOT, Service, greedy
 from fake_gateway import FakeGateway, cell, status
 
 DESK = {"width": 1280, "height": 860}

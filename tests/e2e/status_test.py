@@ -24,7 +24,7 @@ import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from cluster_test import BIN, ROOT, Service, greedy, wait_for
+from service import BIN, ROOT, Service, greedy, wait_for
 
 FIELDS = re.findall(r"^\| `(\S+)` \| ([\w ]+) \| (\S*?) ?\|", (ROOT / "docs/status.md").read_text(), re.MULTILINE)
 KINDS = {"text": str, "count": int, "flag": bool, "number": (int, float)}

@@ -142,7 +142,7 @@ class Lint(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
 
     def test_schema_has_every_value_and_no_other(self):
-        values = yaml.safe_load((CHART / "values.yaml").read_text())
+        values = support.load_yaml((CHART / "values.yaml").read_text())
         for path, _ in space.leaves():
             tree = values
             for name in path[:1] if path[0] == "config" else path:
@@ -208,7 +208,7 @@ class Matrix(unittest.TestCase):
         kinds = lambda objects: {o["kind"] for o in objects}
         self.assertIn("LeaderWorkerSet", kinds(render("helm4", path, apis=APIS)))
         self.assertNotIn("LeaderWorkerSet", kinds(render("helm4", path)))
-        values = yaml.safe_load(path.read_text())
+        values = support.load_yaml(path.read_text())
         self.assertIn("LeaderWorkerSet", kinds(render("helm4", merged(values, {"cells": {"backend": "lws"}}))))
         self.assertNotIn("LeaderWorkerSet", kinds(render("helm4", merged(values, {"cells": {"backend": "statefulset"}}), apis=APIS)))
 
@@ -227,7 +227,7 @@ class Behaviour(unittest.TestCase):
         return {where: t["metadata"].get("annotations") for where, t in pod_templates(render("helm4", values))}
 
     def test_a_change_of_configuration_rolls_the_pods_that_read_it(self):
-        base = yaml.safe_load((CHART / "ci" / "everything-values.yaml").read_text())
+        base = support.load_yaml((CHART / "ci" / "everything-values.yaml").read_text())
         before = self.pod_annotations(base)
         after = self.pod_annotations(merged(base, {"config": {"cache": {"kv_tokens": 2000000}}}))
         for pod in ("Deployment/everything-gateway", "StatefulSet/everything-cell"):
@@ -240,7 +240,7 @@ class Behaviour(unittest.TestCase):
     def test_the_start_budget_follows_the_models_size(self):
         for size, seconds in ((0.1, 121), (48, 360), (1000, 5120)):
             objects = support.indexed(render("helm4", {"mode": "standalone", "model": {"sizeGiB": size}}))
-            config = yaml.safe_load(objects["ConfigMap/demo-millrace-gateway"]["data"]["standalone.yaml"])
+            config = support.load_yaml(objects["ConfigMap/demo-millrace-gateway"]["data"]["standalone.yaml"])
             self.assertEqual(config["deadlines"]["load_ms"], seconds * 1000)
             probe = objects["Deployment/demo-millrace-gateway"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
             self.assertEqual(probe["httpGet"]["path"], "/health/ready")
@@ -249,7 +249,7 @@ class Behaviour(unittest.TestCase):
             probe = objects["StatefulSet/demo-millrace-cell"]["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
             self.assertEqual(probe["httpGet"]["path"], "/health/started")
             self.assertGreater(probe["periodSeconds"] * probe["failureThreshold"], seconds + 60)  # the supervisor's own limit comes first
-        self.assertEqual(yaml.safe_load(support.indexed(render("helm4", {"config": {"deadlines": {"load_ms": 5}}}))[
+        self.assertEqual(support.load_yaml(support.indexed(render("helm4", {"config": {"deadlines": {"load_ms": 5}}}))[
             "ConfigMap/demo-millrace-cell"]["data"]["cell.yaml"])["deadlines"]["load_ms"], 5)
 
     def test_gateways_roll_without_a_gap_and_alone_they_make_way(self):
@@ -265,7 +265,7 @@ class Behaviour(unittest.TestCase):
             resources = {"requests": {"cpu": requests}, "limits": {"cpu": limits} if limits else {}}
             cells = {"workersPerNode": workers, "lanes": workers, "resources": resources}
             config = support.indexed(render("helm4", {"cells": cells}))["ConfigMap/demo-millrace-cell"]["data"]["cell.yaml"]
-            self.assertEqual(yaml.safe_load(config)["grid"]["threads_per_rank"], threads, (limits, requests, workers))
+            self.assertEqual(support.load_yaml(config)["grid"]["threads_per_rank"], threads, (limits, requests, workers))
 
     def test_pods_drain_before_they_end(self):
         values = {"config": {"deadlines": {"drain_ms": 20500}}, "gateway": {"port": 8080, "drain": {"preStopSeconds": 7}}}
@@ -306,7 +306,7 @@ class Behaviour(unittest.TestCase):
                 result = run_helm(helm, "template", release, str(CHART), "--namespace", namespace, "--set-string", f"fullnameOverride={name}",
                                   "--set-string", f"nameOverride={name}", *(word for api in APIS for word in ("--api-versions", api)))
                 self.assertEqual(result.returncode, 0, result.stderr)
-                objects = [o for o in yaml.safe_load_all(result.stdout) if o]
+                objects = support.load_objects(result.stdout)
                 self.assertEqual([e for o in objects for e in support.schema_errors(o, "1.34")], [])
                 self.assertEqual({o["metadata"]["namespace"] for o in objects}, {namespace})
                 self.assertEqual({o["metadata"]["labels"]["app.kubernetes.io/instance"] for o in objects}, {release})
@@ -420,8 +420,8 @@ class Rules(unittest.TestCase):
                 for expr in bad:
                     self.assertEqual(re.findall(r"le=[^,}]*", expr), [edge], what)
 
-        defaults = yaml.safe_load((CHART / "values.yaml").read_text())["monitoring"]["slo"]
-        check(recorded(yaml.safe_load((CHART / "rules" / "millrace.yaml").read_text())["groups"]), defaults)
+        defaults = support.load_yaml((CHART / "values.yaml").read_text())["monitoring"]["slo"]
+        check(recorded(support.load_yaml((CHART / "rules" / "millrace.yaml").read_text())["groups"]), defaults)
         for numbers in ((0.99, 0.95, 2.5, 0.999, 0.2), (0.99, 0.999, 0.25, 0.99, 2.5), (0.95, 0.95, 5, 0.95, 5), (0.999, 0.999, 1, 0.999, 0.1),
                         (0.5, 0.99999, 2560, 0.9, 80)):
             slo = dict(zip(("availability", "firstToken", "firstTokenSeconds", "interToken", "interTokenSeconds"), numbers))
@@ -532,7 +532,7 @@ class Properties(unittest.TestCase):
         objects = copy.deepcopy(objects)
         for o in objects:
             if o["kind"] == "ConfigMap":
-                o["data"] = {f: yaml.safe_load(text) if f.endswith(".yaml") else text for f, text in o.get("data", {}).items()}
+                o["data"] = {f: support.load_yaml(text) if f.endswith(".yaml") else text for f, text in o.get("data", {}).items()}
         for _, template in pod_templates(objects):
             sums = template["metadata"].get("annotations", {})
             template["metadata"]["annotations"] = {k: v for k, v in sums.items() if not k.startswith("checksum/")}

@@ -3,8 +3,7 @@
 import fractions
 import re
 
-import yaml
-from support import ROOT, name_of, pod_templates
+from support import ROOT, load_yaml, name_of, pod_templates
 
 KNOWN_METRICS = set(re.findall(r"^\| `([a-z_:]+)` \|", (ROOT / "monitoring" / "metrics.md").read_text(), re.M))
 
@@ -104,7 +103,7 @@ def volume_problems(where: str, spec: dict, objects: list[dict]):
             continue
         # Every secret that the configuration names is mounted there, but for the model's check, which reads none.
         for section, field in (("cell", "secret_file"), ("node_agent", "secret_file"), ("gateway", "api_keys_file")):
-            wanted = yaml.safe_load(config[file]).get(section, {}).get(field, "")
+            wanted = load_yaml(config[file]).get(section, {}).get(field, "")
             if wanted and c["args"][0] not in ("plan", "verify") and not any(wanted.startswith(m + "/") for m in mounts):
                 if not (c["args"][0] == "serve" and section == "cell"):
                     yield f"{where}: {section}.{field} {wanted} is not mounted"
@@ -175,7 +174,7 @@ def host_problems(where: str, template: dict, objects: list[dict]):
             if not argument.startswith("cell.hosts="):
                 continue
             leader = where.split()[0].partition("/")[2] + "-0"
-            hosts = [h.rpartition(":")[0].replace("$(POD_NAME)", leader) for h in yaml.safe_load(argument.partition("=")[2])]
+            hosts = [h.rpartition(":")[0].replace("$(POD_NAME)", leader) for h in load_yaml(argument.partition("=")[2])]
             if hosts[0] != leader:
                 yield f"{where}: the first of {hosts} is not {leader}"
             if missing := set(hosts) - pod_names(objects):
@@ -190,7 +189,7 @@ def gateway_problems(objects: list[dict]):
     """Cells must find all gateways, ready or not, behind the names that they look up."""
     services = {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "Service"}
     for o in objects:
-        config = yaml.safe_load(o.get("data", {}).get("cell.yaml", "{}"))
+        config = load_yaml(o.get("data", {}).get("cell.yaml", "{}"))
         for gateway in config.get("cell", {}).get("gateways", []):
             host, _, port = gateway.rpartition(":")
             service = services.get(host.split(".")[0], {})

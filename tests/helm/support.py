@@ -48,12 +48,21 @@ _home = tempfile.TemporaryDirectory()  # Helm must not see the plugins and repos
 
 
 def run_helm(helm: str, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {"PATH": os.environ["PATH"], "HOME": _home.name}
+    environment = {"PATH": os.environ["PATH"], "HOME": _home.name, "GOGC": "off"}  # ends before it would pay to collect
     return subprocess.run([VENV / "bin" / helm, *arguments], capture_output=True, text=True, env=environment)
 
 
 class Refused(Exception):
     pass
+
+
+def load_yaml(text: str):
+    """By libyaml: PyYAML's own parser takes longer than Helm."""
+    return yaml.load(text, yaml.CSafeLoader)
+
+
+def load_objects(text: str) -> list[dict]:
+    return [o for o in yaml.load_all(text, yaml.CSafeLoader) if o]
 
 
 def as_yaml(values) -> str:
@@ -74,7 +83,7 @@ def render(helm: str, values, kube: str = "1.34", apis=(), chart=CHART, release:
         result = run_helm(helm, *arguments, "--values", str(values))
     if result.returncode != 0:
         raise Refused(result.stderr)
-    return [o for o in yaml.safe_load_all(result.stdout) if o]
+    return load_objects(result.stdout)
 
 
 def refusal(helm: str, values, **more) -> str:

@@ -21,7 +21,7 @@ support.need_prometheus()
 
 import metrics  # noqa: E402
 import rules  # noqa: E402
-from cluster_test import BIN, Service, wait_for  # noqa: E402
+from service import BIN, Service, wait_for  # noqa: E402
 from support import CHART, HELM, PROMTOOL, RULES, Load, Prometheus, chart_rules, helm_template, panel_expression  # noqa: E402
 
 # Enough load for every figure: answers, a client that left, one that was wrong, and a closed window of the cells' ratios.

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <vector>
@@ -111,20 +112,20 @@ Result<std::string> read_checked(int fd, const std::string& path, const std::str
     return invalid(field, fmt::format("'{}' has mode {:03o}: others may use it; chmod 600 it", path,
                                       info.st_mode & 0777));
   }
-  std::string text(kMaxSecretBytes + 1, '\0');
+  std::array<char, kMaxSecretBytes + 1> buffer{};
   std::size_t size = 0;
-  for (ssize_t n = 1; n > 0 && size < text.size(); size += static_cast<std::size_t>(n)) {
-    n = read(fd, text.data() + size, text.size() - size);
+  for (ssize_t n = 1; n > 0 && size < buffer.size(); size += static_cast<std::size_t>(n)) {
+    n = read(fd, buffer.data() + size, buffer.size() - size);
     if (n < 0) return invalid(field, fmt::format("'{}': {}", path, std::strerror(errno)));
   }
-  text.resize(size);
-  while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
+  std::string_view text(buffer.data(), size);
+  while (text.ends_with('\n') || text.ends_with('\r')) text.remove_suffix(1);
   if (text.size() < kMinSecretBytes || text.size() > kMaxSecretBytes) {
     return invalid(field, fmt::format("'{}' holds {} bytes; {} to {} are needed, for instance from "
                                       "openssl rand -hex 32",
                                       path, text.size(), kMinSecretBytes, kMaxSecretBytes));
   }
-  return text;
+  return std::string(text);
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ Result<std::unique_ptr<GenerationStream>> GatewayCore::submit(GenerateRequest re
   metrics_.params_n.observe(request.n);
   metrics_.params_max_tokens.observe(request.max_new_tokens);
   auto state = std::make_shared<StreamState>();
+  StreamWaits::watch(strand_, state);
   state->open_choices = request.n;
   state->ids.resize(request.n);
   const RequestId first_id = next_id_.fetch_add(request.n);

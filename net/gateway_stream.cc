@@ -3,6 +3,7 @@
 #include <boost/asio/associated_cancellation_slot.hpp>
 #include <boost/asio/associated_executor.hpp>
 #include <boost/asio/dispatch.hpp>
+#include <boost/asio/execution/context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -26,6 +27,23 @@ void StreamState::wait(std::uint64_t number, std::function<void(StreamBatch)> co
 
 void StreamState::abort_wait(std::uint64_t number) {
   if (waiter && wait_number == number) std::exchange(waiter, nullptr)(StreamBatch{});
+}
+
+void StreamWaits::watch(const Strand& strand, const std::shared_ptr<StreamState>& stream) {
+  auto& waits = asio::use_service<StreamWaits>(
+      asio::query(strand.get_inner_executor(), asio::execution::context));
+  const std::lock_guard lock(waits.mutex_);
+  if (waits.streams_.size() >= waits.next_sweep_) {
+    std::erase_if(waits.streams_, [](const auto& weak) { return weak.expired(); });
+    waits.next_sweep_ = 2 * waits.streams_.size() + 64;
+  }
+  waits.streams_.push_back(stream);
+}
+
+void StreamWaits::shutdown() {
+  for (const auto& weak : std::exchange(streams_, {})) {
+    if (const auto stream = weak.lock()) std::exchange(stream->waiter, nullptr);
+  }
 }
 
 GatewayStream::GatewayStream(Strand strand, std::shared_ptr<StreamState> state,

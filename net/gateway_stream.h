@@ -3,9 +3,11 @@
 #pragma once
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/execution_context.hpp>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -36,6 +38,24 @@ struct StreamState {
   void wait(std::uint64_t number, std::function<void(StreamBatch)> consumer);
   // The consumer gives up the wait `number`; it gets an empty batch.
   void abort_wait(std::uint64_t number);
+};
+
+// Ends the waits of an execution context when it shuts down, as Asio asks of whoever keeps
+// handlers: the waiting consumer owns its stream, and the stream the wait, so nothing else would.
+class StreamWaits final : public boost::asio::execution_context::service {
+ public:
+  inline static boost::asio::execution_context::id id;
+
+  explicit StreamWaits(boost::asio::execution_context& context) : service(context) {}
+
+  static void watch(const Strand& strand, const std::shared_ptr<StreamState>& stream);
+
+ private:
+  void shutdown() override;
+
+  std::mutex mutex_;  // guards the rest
+  std::vector<std::weak_ptr<StreamState>> streams_;
+  std::size_t next_sweep_ = 64;  // streams that are gone are forgotten at this size
 };
 
 // How a stream reaches its gateway: both are called from the consumer's executor and post to the

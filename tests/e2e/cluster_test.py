@@ -17,6 +17,8 @@ import unittest
 
 from service import BIN, MODEL, PROMPT, ROOT, Service, alive, greedy, processes_of, wait_for
 
+TIME_FACTOR = int(os.environ.get("MILLRACE_TIME_FACTOR", "1"))  # by which a sanitizer makes steps slower
+
 
 def shared_memory() -> set[str]:
     return {str(p) for p in pathlib.Path("/dev/shm").glob("*")}
@@ -430,7 +432,8 @@ class Embedded(unittest.TestCase):
 
     def test_a_cell_that_fails_ends_its_streams_with_an_error_and_the_command(self):
         # One token is far within the deadline, hundreds at once far beyond it: the reference kernels are slow.
-        limits = [f"deadlines.{name}_ms=3000" for name in ("step", "collective")]
+        limit = 3000 * TIME_FACTOR
+        limits = [f"deadlines.{name}_ms={limit}" for name in ("step", "collective")]
         sizes = [f"scheduler.{name}_tokens=4096" for name in ("max_step", "prefill_chunk")]
         service = Service("--embedded", "--set", "grid.isa=reference", "--set", "grid.threads_per_rank=1",
                           *(word for one in limits + sizes for word in ("--set", one)))
@@ -441,7 +444,7 @@ class Embedded(unittest.TestCase):
         self.assertEqual(status, 500, answer)
         for stream in streams:
             last = list(stream)[-1]
-            self.assertIn("deadline of 3000 ms", last["error"]["message"], last)
+            self.assertIn(f"deadline of {limit} ms", last["error"]["message"], last)
         self.assertEqual(service.process.wait(120), 1, service.output())
         self.assertIn("millrace: step", service.output())
 

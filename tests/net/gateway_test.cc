@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <boost/asio/detached.hpp>
 #include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -396,6 +397,28 @@ TEST(Gateway, DrainHasADeadlineAndStopEndsStreams) {
   ASSERT_TRUE(result.error);
   EXPECT_EQ(result.error->code, ErrorCode::kUnavailable);
   EXPECT_TRUE(eventually([&] { return cell.cancels() == 1; }));
+}
+
+TEST(Gateway, AWaitEndsWithItsIoContext) {
+  std::weak_ptr<int> frame;
+  {
+    GatewayHarness h({}, 0);
+    ScriptedCell cell(h.port(), cell_info(), false);
+    const auto poll_until = [&](const std::function<bool()>& done) {
+      return eventually([&] { return h.io.poll(), done(); });
+    };
+    ASSERT_TRUE(poll_until([&] { return h.gateway->status().ready; }));
+    auto owned = std::make_shared<int>();
+    frame = owned;
+    constexpr auto wait = [](auto stream, auto) -> asio::awaitable<void> {
+      co_await stream->next();
+    };
+    asio::co_spawn(h.io, wait(h.submit(GatewayHarness::request({1})), std::move(owned)),
+                   asio::detached);
+    ASSERT_TRUE(poll_until([&] { return cell.submitted().size() == 1; }));
+    EXPECT_FALSE(frame.expired());
+  }
+  EXPECT_TRUE(frame.expired());
 }
 
 TEST(Gateway, MetricsCountWhatHappened) {

@@ -36,6 +36,8 @@ class EngineHarness {
   // Fails the test when the cell does not start. `adjust` may change the plan before that.
   explicit EngineHarness(ClusterConfig config,
                          const std::function<void(CellSetup&)>& adjust = nullptr) {
+    config.deadlines.step_ms *= kPatience;
+    config.deadlines.collective_ms *= kPatience;
     Result<CellSetup> setup = make_cell_setup(std::move(config));
     if (!setup) {
       ADD_FAILURE() << setup.error().to_string();

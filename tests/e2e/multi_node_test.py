@@ -17,12 +17,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from service import BIN, MODEL, PROMPT, Service, alive, command_line, greedy, processes_of, wait_for
+from service import BIN, MODEL, PROMPT, Process, Service, alive, command_line, greedy, processes_of, wait_for
 
 LEADER, OTHER = f"mr{os.getpid()}a", f"mr{os.getpid()}b"
 ADDRESS = {LEADER: "10.77.0.1", OTHER: "10.77.0.2"}
@@ -78,32 +77,6 @@ def network_of(name: str):
             yield
         finally:
             libc.setns(own.fileno(), CLONE_NEWNET)
-
-
-class Process:
-    """A command with its output collected."""
-
-    def __init__(self, command: list[str]):
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.lines: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self):
-        with self.process.stdout as output:
-            for line in output:
-                self.lines.append(line.rstrip("\n"))
-
-    def output(self) -> str:
-        return "\n".join(self.lines)
-
-    def stop(self, number=signal.SIGTERM, limit_s: float = 60) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            return self.process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise AssertionError("did not end:\n" + self.output()) from None
 
 
 class Leader(Process):

@@ -63,36 +63,21 @@ def wait_for(what: str, condition, limit_s: float = 60):
     raise AssertionError(f"{what}: not within {limit_s} s")
 
 
-class Service:
-    """`millrace serve` with its output collected."""
+class Process:
+    """A command with its output collected."""
 
-    def __init__(self, *arguments: str, ready: bool = True):
-        self.process = subprocess.Popen(
-            [BIN, "serve", "--model", MODEL, "--port", "0", "--set", "gateway.cell_port=0", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def __init__(self, command: list[str]):
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines: list[str] = []
-        self.port = 0
         threading.Thread(target=self._read, daemon=True).start()
-        if ready:
-            self.port = int(wait_for("the URL", self._url))
 
     def _read(self):
         with self.process.stdout as output:
             for line in output:
                 self.lines.append(line.rstrip("\n"))
 
-    def _url(self):
-        if self.process.poll() is not None:
-            raise AssertionError("serve ended:\n" + self.output())
-        found = re.search(r"serves \S+ at http://\S+:(\d+)", self.output())
-        return found and found.group(1)
-
     def output(self) -> str:
         return "\n".join(self.lines)
-
-    def ranks(self) -> list[int]:
-        """The worker processes, mpirun's children."""
-        return sorted(p for p in processes_of(self.process.pid) if command_line(p)[1:2] == ["worker"])
 
     def stop(self, number=signal.SIGTERM, limit_s: float = 60) -> int:
         if self.process.poll() is None:
@@ -101,7 +86,27 @@ class Service:
             return self.process.wait(limit_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            raise AssertionError("serve did not end:\n" + self.output()) from None
+            raise AssertionError("did not end:\n" + self.output()) from None
+
+
+class Service(Process):
+    """`millrace serve` of the sample model; at the URL that it prints."""
+
+    def __init__(self, *arguments: str, ready: bool = True):
+        super().__init__([BIN, "serve", "--model", MODEL, "--port", "0", "--set", "gateway.cell_port=0", *arguments])
+        self.port = 0
+        if ready:
+            self.port = int(wait_for("the URL", self._url))
+
+    def _url(self):
+        if self.process.poll() is not None:
+            raise AssertionError("serve ended:\n" + self.output())
+        found = re.search(r"serves \S+ at http://\S+:(\d+)", self.output())
+        return found and found.group(1)
+
+    def ranks(self) -> list[int]:
+        """The worker processes, mpirun's children."""
+        return sorted(p for p in processes_of(self.process.pid) if command_line(p)[1:2] == ["worker"])
 
     def connect(self, timeout: float = 60) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)

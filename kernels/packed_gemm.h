@@ -45,7 +45,7 @@ struct QuantizeMode {
 QuantizeMode quantize_mode(DType packed);
 
 inline constexpr int kMaxTileTokens = 8;
-inline constexpr int kPanelTokens = 16;
+inline constexpr int kPanelTokens = 16;  // of the tiles of AMX
 inline constexpr int kPackedTypes = 6;
 
 // One tile: 16 weight rows, or 16 of each of two weights or places of one, by some tokens, over the
@@ -65,20 +65,20 @@ struct PackedTile {
 
 using PackedTileFn = void(const PackedTile&);
 
-// One panel: 16 weight rows by groups of 16 tokens, over the whole of K. The rows are unpacked once
+// One panel: 16 weight rows by groups of tokens, over the whole of K. The rows are unpacked once
 // for all tokens, so it pays from some tokens on.
 struct PackedPanel {
   const std::byte* w = nullptr;
   std::int64_t blocks = 0;  // K / 32
-  // Of each group the row of its first token; those of the others follow, `blocks` blocks apart.
-  // The last group has 16 rows to read, too, however few tokens are left for it.
+  // Of each group (PackedKernels::panel_group) the row of its first token; those of the others
+  // follow, `blocks` blocks apart. The last group is full, too, however few tokens are left for it.
   const QuantizedBlock* const* x = nullptr;
   std::int64_t tokens = 0;
   float* sums = nullptr;  // [tokens rounded up to groups, 16], 64-byte aligned, for its own use
   float* y = nullptr;     // 16 values for each token, y_stride apart
   std::int64_t y_stride = 0;
   bool add = false;
-  // As a tile's, in each block of each group.
+  // As a tile's, in each block of each pass (PackedKernels::panel_pass).
   std::int64_t prefetch_ahead = 0;
   std::int64_t prefetch_bytes = 0;
 };
@@ -98,6 +98,8 @@ struct PackedKernels {
   GateFn* gate = nullptr;
   PackedTileFn* tiles[kPackedTypes][2][kMaxTileTokens] = {};  // [type - kP8_0][pair][tokens - 1]
   PackedPanelFn* panels[kPackedTypes] = {};  // [type - kP8_0]; null: tiles are the best there is
+  int panel_group = 1;                       // tokens whose rows a panel wants beside each other
+  int panel_least = 0;  // tokens; fewer, or fewer in the last group, are better off in tiles
 
   // Null where there are none of this kind.
   PackedTileFn* const* tiles_of(DType packed, bool pair) const {
@@ -105,6 +107,8 @@ struct PackedKernels {
     return of_type[0] == nullptr ? nullptr : of_type;
   }
   PackedPanelFn* panel_of(DType packed) const { return panels[type_index(packed)]; }
+  // Tokens that a panel multiplies at once.
+  int panel_pass() const { return panel_group > tile_tokens ? panel_group : tile_tokens; }
   // Most tokens of tiles in one pass over a weight.
   int pass_tokens(DType packed) const {
     return tiles_of(packed, true) != nullptr ? pair_tokens : tile_tokens;

@@ -35,16 +35,16 @@ class GroupedPass {
   std::int64_t first(std::size_t e) const { return std::max(args_.offsets[e], row_begin_); }
   std::int64_t last(std::size_t e) const { return std::min(args_.offsets[e + 1], row_end_); }
 
-  // Of one row tile of an expert, in passes over the weights. A group of a panel takes about as
-  // long as a pass of a few tokens, and so does unpacking the rows (docs/performance-log.md).
+  // Of one row tile of an expert, in passes over the weights. A pass of a panel takes about as long
+  // as one of tiles, and so does unpacking the rows (docs/performance-log.md).
   std::int64_t cost(std::size_t e) const {
     const std::int64_t rows = last(e) - first(e);
     if (rows <= 0 || args_.weights[e].dtype != dtype_) return 0;
     const int step = kernels_.pass_tokens(dtype_);
     const std::int64_t in_panels =
         panel_tokens(kernels_, dtype_, args_.x.cols() / kQuantBlock, rows);
-    const std::int64_t groups = (in_panels + kPanelTokens - 1) / kPanelTokens;
-    return (groups == 0 ? 0 : 1 + groups) + (rows - in_panels + step - 1) / step;
+    const std::int64_t passes = (in_panels + kernels_.panel_pass() - 1) / kernels_.panel_pass();
+    return (passes == 0 ? 0 : 1 + passes) + (rows - in_panels + step - 1) / step;
   }
 
   void run_share(std::int64_t begin, std::int64_t end) const {

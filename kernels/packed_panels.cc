@@ -1,4 +1,4 @@
-// Panels (kernels/packed_gemm.h): tokens in groups of 16 against one row tile after the other.
+// Panels (kernels/packed_gemm.h): groups of tokens against one row tile after the other.
 #include <algorithm>
 #include <cstring>
 
@@ -8,12 +8,8 @@
 namespace millrace::kernels {
 namespace {
 
-// A group takes as long as five or six tokens in tiles, whether it is full or not, and to unpack
-// the rows as three or four (docs/performance-log.md).
-constexpr std::int64_t kLeastTokens = 8;
 // Sums of these many lie in L1 and L2 beside all else.
 constexpr std::int64_t kMostTokens = 256;
-constexpr std::int64_t kGroups = kMostTokens / kPanelTokens;
 
 std::int64_t quantized_bytes(std::int64_t blocks) {
   return blocks * static_cast<std::int64_t>(sizeof(QuantizedBlock));
@@ -25,11 +21,16 @@ struct Space {
   float* sums;           // [kMostTokens, 16]
   float* gate_up[2];     // the same
 };
-Space thread_space() {
+QuantizedBlock* thread_rows() {
+  thread_local Buffer buffer(kTokenBlockBytes);
+  return reinterpret_cast<QuantizedBlock*>(buffer.data());
+}
+Space thread_space(const PackedKernels& kernels) {
   constexpr std::size_t kSums = kMostTokens * kPackedRows;
-  thread_local Buffer buffer(kTokenBlockBytes + 3 * kSums * sizeof(float));
-  auto* sums = reinterpret_cast<float*>(buffer.data() + kTokenBlockBytes);
-  return {reinterpret_cast<QuantizedBlock*>(buffer.data()), sums, {sums + kSums, sums + 2 * kSums}};
+  thread_local Buffer buffer(3 * kSums * sizeof(float));
+  auto* sums = reinterpret_cast<float*>(buffer.data());
+  return {
+      kernels.panel_group == 1 ? nullptr : thread_rows(), sums, {sums + kSums, sums + 2 * kSums}};
 }
 
 // Tokens [begin, end) of a job as a panel wants them. Rows that follow each other stay where they
@@ -37,14 +38,15 @@ Space thread_space() {
 // zeros.
 class TokenGroups {
  public:
-  TokenGroups(const PackedJob& job, std::int64_t begin, std::int64_t end, QuantizedBlock* space) {
-    for (std::int64_t t = begin; t < end; t += kPanelTokens) {
-      const std::int64_t count = std::min<std::int64_t>(kPanelTokens, end - t);
-      const bool in_place = job.x_rows == nullptr && count == kPanelTokens;
-      first_[(t - begin) / kPanelTokens] = in_place ? job.row(t) : space;
+  TokenGroups(const PackedJob& job, std::int64_t group, std::int64_t begin, std::int64_t end,
+              QuantizedBlock* space) {
+    for (std::int64_t t = begin; t < end; t += group) {
+      const std::int64_t count = std::min(group, end - t);
+      const bool in_place = count == group && (group == 1 || job.x_rows == nullptr);
+      first_[(t - begin) / group] = in_place ? job.row(t) : space;
       if (in_place) continue;
       const auto row = static_cast<std::size_t>(quantized_bytes(job.blocks));
-      for (std::int64_t i = 0; i < kPanelTokens; ++i, space += job.blocks) {
+      for (std::int64_t i = 0; i < group; ++i, space += job.blocks) {
         if (i < count) {
           std::memcpy(space, job.row(t + i), row);
         } else {
@@ -56,7 +58,7 @@ class TokenGroups {
   const QuantizedBlock* const* first() const { return first_; }
 
  private:
-  const QuantizedBlock* first_[kGroups];
+  const QuantizedBlock* first_[kMostTokens];
 };
 
 // Row tile n of the weight, and of gate_up's other one.
@@ -87,31 +89,32 @@ void run_row_panel(const PackedKernels& kernels, const PackedJob& job, std::int6
 
 std::int64_t panel_tokens(const PackedKernels& kernels, DType packed, std::int64_t blocks,
                           std::int64_t tokens) {
-  const bool fits = kPanelTokens * quantized_bytes(blocks) <= kTokenBlockBytes;
-  if (!fits || kernels.panel_of(packed) == nullptr) return 0;
-  const std::int64_t rest = tokens % kPanelTokens;
-  return rest < kLeastTokens ? tokens - rest : tokens;
+  const bool fits = kernels.panel_pass() * quantized_bytes(blocks) <= kTokenBlockBytes;
+  if (!fits || kernels.panel_of(packed) == nullptr || tokens < kernels.panel_least) return 0;
+  const std::int64_t rest = tokens % kernels.panel_group;
+  return rest < kernels.panel_least ? tokens - rest : tokens;
 }
 
 std::int64_t run_row_panels(const PackedKernels& kernels, const PackedJob& job, std::int64_t begin,
                             std::int64_t end) {
   const std::int64_t tokens = panel_tokens(kernels, job.w.dtype, job.blocks, job.tokens);
   if (tokens == 0) return 0;
-  const Space space = thread_space();
-  const std::int64_t fit = kTokenBlockBytes / (quantized_bytes(job.blocks) * kPanelTokens);
-  const std::int64_t step = std::min(kGroups, fit) * kPanelTokens;
+  const Space space = thread_space(kernels);
+  const std::int64_t pass = kernels.panel_pass();
+  const std::int64_t fit = kTokenBlockBytes / (quantized_bytes(job.blocks) * pass);
+  const std::int64_t step = std::min(kMostTokens / pass, fit) * pass;
   const std::int64_t tile_bytes = kPackedRows * job.w.row_bytes();
   for (std::int64_t t = 0; t < tokens; t += step) {
     PackedPanel panel;
     panel.blocks = job.blocks;
     panel.tokens = std::min(step, tokens - t);
-    const TokenGroups groups(job, t, t + panel.tokens, space.rows);
+    const TokenGroups groups(job, kernels.panel_group, t, t + panel.tokens, space.rows);
     panel.x = groups.first();
     panel.sums = space.sums;
     panel.y = job.y + t * job.y_stride;
     panel.y_stride = job.y_stride;
     panel.add = job.add;
-    const std::int64_t passes = (panel.tokens + kPanelTokens - 1) / kPanelTokens * job.blocks;
+    const std::int64_t passes = (panel.tokens + pass - 1) / pass * job.blocks;
     panel.prefetch_bytes = (tile_bytes / passes + 64) / 64 * 64;
     for (std::int64_t n = begin; n < end; ++n) run_row_panel(kernels, job, n, panel, space);
   }

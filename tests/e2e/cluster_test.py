@@ -497,7 +497,8 @@ class Console(unittest.TestCase):
         try:
             url = f"http://127.0.0.1:{service.port}"
             command = [url if word.startswith("http://") else word for word in command]
-            done = subprocess.run([BIN, *command, "--num-prompts", "4"], capture_output=True, text=True, timeout=120)
+            done = subprocess.run([BIN, *command, "--num-prompts", "4"], capture_output=True, text=True,
+                                  timeout=120 * TIME_FACTOR)
             self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         finally:
             self.assertEqual(service.stop(), 0)

@@ -209,6 +209,8 @@ void run_packed(std::string_view set, const Context& context, const Buffer& weig
   for (const std::int64_t t : {1, 8, 32, 512}) {
     rates.experts(DType::kP4_0, {1536, 2048}, t);
     rates.experts(DType::kP4_0, {2048, 1536}, t);
+    rates.experts(DType::kP4_K, {1536, 2048}, t);
+    rates.experts(DType::kP6_K, {2048, 1536}, t);
   }
 }
 

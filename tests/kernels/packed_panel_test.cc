@@ -1,5 +1,5 @@
-// What is special to panels (kernels/packed_gemm.h): groups of 16 tokens, ranges of K, rows that do
-// not follow each other. The rest is packed_gemm_test.cc's, which runs every set's.
+// What is special to panels (kernels/packed_gemm.h): groups of 16 tokens or of one, ranges of K,
+// rows that do not follow each other. The rest is packed_gemm_test.cc's, which runs every set's.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -47,12 +47,15 @@ TEST_P(PackedPanelTest, HasTheBitsOfTheDefinition) {
 
 // More tokens than the sums of one portion hold, and few blocks, so that only that is the limit.
 TEST_P(PackedPanelTest, ManyTokens) {
-  constexpr std::int64_t k = 64, n = 16, most = 600;
-  const TestWeight w = make_packed(make_weight(DType::kQ4_0, n, k, 21));
-  const std::vector<float> x = random_values(most * k, 22);
-  const std::vector<float> want = reference(x, most, w.view);
-  for (const std::int64_t t : {255, 256, 257, 264, 512, 600}) {
-    expect_same_bits(run(x, t, w.view), rows_of(want, 0, t, n), fmt::format("t={}", t));
+  constexpr std::int64_t n = 16, most = 600;
+  for (const auto& [dtype, k] : {std::pair(DType::kQ4_0, 64), std::pair(DType::kQ4_K, 256)}) {
+    const TestWeight w = make_packed(make_weight(dtype, n, k, 21));
+    const std::vector<float> x = random_values(most * k, 22);
+    const std::vector<float> want = reference(x, most, w.view);
+    for (const std::int64_t t : {255, 256, 257, 264, 512, 600}) {
+      expect_same_bits(run(x, t, w.view), rows_of(want, 0, t, n),
+                       fmt::format("{} t={}", dtype_name(dtype), t));
+    }
   }
 }
 

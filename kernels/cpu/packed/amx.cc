@@ -11,7 +11,7 @@
 // Compiled for processors and, with MILLRACE_AMX_EMULATOR, against an emulation of the tiles.
 #include <immintrin.h>
 
-#include "kernels/cpu/packed/unpack.h"
+#include "kernels/cpu/packed/panels.h"
 
 #ifdef MILLRACE_AMX_EMULATOR
 #include MILLRACE_AMX_EMULATOR
@@ -121,17 +121,6 @@ MILLRACE_ALWAYS_INLINE void GroupRange<Format>::scale(int step, const StepDots& 
   }
 }
 
-// Asks for what will be wanted soon, in each block of all groups as much.
-struct Prefetch {
-  const std::byte* at;
-  std::int64_t bytes;
-
-  MILLRACE_ALWAYS_INLINE void next() {
-    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
-    at += bytes;
-  }
-};
-
 // Adds the range to sums [kPanelTokens, kRows], or begins them.
 template <class Format>
 MILLRACE_ALWAYS_INLINE void add_range(const GroupRange<Format>& range, bool begin,
@@ -152,37 +141,24 @@ MILLRACE_ALWAYS_INLINE void add_range(const GroupRange<Format>& range, bool begi
   for (int n = 0; n < kPanelTokens; ++n) store(sums + n * kRows, y[n]);
 }
 
-void write_out(const PackedPanel& a) {
-  for (std::int64_t t = 0; t < a.tokens; ++t) {
-    float* out = a.y + t * a.y_stride;
-    const Vec sum = load(a.sums + t * kRows);
-    store(out, a.add ? add(load(out), sum) : sum);
-  }
-}
-
 // A PackedPanelFn. The tiles belong to the thread only while it is in here: a processor without
 // them in use has less to save when threads change.
 template <class Format>
 void run_panel(const PackedPanel& a) {
   static constexpr TileConfig kConfig = tile_config(GroupRange<Format>::kStepInputs);
   _tile_loadconfig(&kConfig);
-  UnpackedBlock unpacked[kUnpackedBlocks];
-  Bytes unit = reinterpret_cast<Bytes>(a.w);
-  Prefetch prefetch = {a.w + a.prefetch_ahead, a.prefetch_bytes};
-  for (std::int64_t i = 0; i < a.blocks; i += kUnpackedBlocks) {
-    const std::int64_t count = a.blocks - i < kUnpackedBlocks ? a.blocks - i : kUnpackedBlocks;
-    unpack<Format>(unit, count, unpacked);
-    unit += count / (Format::kValues / kQuantBlock) * Format::kBytes;
-    // gcc's tile loads do not say that they read memory.
-    asm volatile("" ::: "memory");
-    for (std::int64_t t = 0, group = 0; t < a.tokens; t += kPanelTokens, ++group) {
-      const int steps = static_cast<int>(count) * Format::kHalves;
-      add_range<Format>({unpacked, a.x[group] + i, a.blocks, steps}, i == 0, prefetch,
-                        a.sums + t * kRows);
-    }
-  }
+  run_ranges<Format, Unpacked::kValues>(
+      a, [&](const UnpackedBlock* w, std::int64_t first, std::int64_t count, Prefetch& prefetch)
+             __attribute__((always_inline)) {
+               // gcc's tile loads do not say that they read memory.
+               asm volatile("" ::: "memory");
+               const int steps = static_cast<int>(count) * Format::kHalves;
+               for (std::int64_t t = 0; t < a.tokens; t += kPanelTokens) {
+                 add_range<Format>({w, a.x[t / kPanelTokens] + first, a.blocks, steps}, first == 0,
+                                   prefetch, a.sums + t * kRows);
+               }
+             });
   _tile_release();
-  write_out(a);
 }
 
 }  // namespace
@@ -195,6 +171,10 @@ PackedKernels packed_kernels(const PackedKernels& rest) {
                                                &run_panel<P4_1>, &run_panel<P4_K>,
                                                &run_panel<P5_K>, &run_panel<P6_K>};
   for (int i = 0; i < kPackedTypes; ++i) kernels.panels[i] = panels[i];
+  kernels.panel_group = kPanelTokens;
+  // A group takes as long as five or six tokens in tiles, whether it is full or not, and to unpack
+  // the rows as three or four (docs/performance-log.md).
+  kernels.panel_least = 8;
   return kernels;
 }
 

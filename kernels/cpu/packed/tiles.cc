@@ -1,8 +1,8 @@
 // The tiles of the packed GEMM: 16 weight rows by up to kTokens tokens, or twice 16 by kPairTokens.
 // The sums of a block stay in integer registers, one per token; scales are applied once per block.
-// Weights are unpacked once for all tokens of the tile.
+// Weights are unpacked once for all tokens of the tile; in panels, once for all tokens there are.
 #include "kernels/cpu/math.h"
-#include "kernels/cpu/packed/formats.h"
+#include "kernels/cpu/packed/panels.h"
 #include "kernels/cpu/packed/quantize.h"
 #include "kernels/packed_gemm.h"
 
@@ -19,7 +19,7 @@ constexpr int kTokens = kPartLanes == 16 ? 8 : 4;
 // Of two times 16 rows. With 8 tokens by 16 rows each dot product needs an activation loaded, one
 // zmm a clock, and scales and weights come on top; with 4 tokens by 32 rows half as many. 16
 // registers are too few for this. Types of 256 values have none: unpacking them is their limit, and
-// 8 tokens share it.
+// 8 tokens share it, or in panels all.
 constexpr int kPairTokens = kPartLanes == 16 ? 4 : 0;
 
 // One block of M x 16 weight rows for N tokens. An activation is loaded once for all M: loads, not
@@ -102,6 +102,84 @@ void run_tile(const PackedTile& a) {
   }
 }
 
+#if defined(__AVX2__)
+
+// What has been unpacked, as a format of its own for add_block.
+template <class Format>
+struct UnpackedFormat {
+  static constexpr int kLargest = Format::kLargest;
+  static constexpr int kHalves = Format::kHalves;
+  static constexpr bool kMinimum = Format::kMinimum;
+
+  static constexpr int kSteps = Format::kSteps;
+  MILLRACE_ALWAYS_INLINE static int inputs(int half, int step) { return kSteps * half + step; }
+  MILLRACE_ALWAYS_INLINE static Quants quants(Bytes unit, int, int half, int group, int step) {
+    return line(block(unit).values[inputs(half, step)], 0, group);
+  }
+  MILLRACE_ALWAYS_INLINE static Part scale(Bytes unit, int, int half, int group) {
+    return part_load(block(unit).scale[half] + kPartLanes * group);
+  }
+  MILLRACE_ALWAYS_INLINE static Part minimum(Bytes unit, int, int group) {
+    return part_load(block(unit).minimum + kPartLanes * group);
+  }
+
+ private:
+  MILLRACE_ALWAYS_INLINE static const UnpackedBlock& block(Bytes unit) {
+    return *reinterpret_cast<const UnpackedBlock*>(unit);
+  }
+};
+
+// Blocks [first, first + count) of N tokens, added to their sums or their beginning.
+template <class Format, int N>
+void add_range(const UnpackedBlock* w, const QuantizedBlock* const* rows, std::int64_t first,
+               std::int64_t count, Prefetch& prefetch, float* sums) {
+  for (int group = 0; group < kParts; ++group) {
+    Part y[1][N];
+    MILLRACE_UNROLL
+    for (int n = 0; n < N; ++n) {
+      const float* sum = sums + n * kPackedRows + group * kPartLanes;
+      y[0][n] = first == 0 ? part_set1(0.0F) : part_load(sum);
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (group == 0) prefetch.next();
+      const Bytes unit[1] = {reinterpret_cast<Bytes>(w + i)};
+      const QuantizedBlock* x[N];
+      MILLRACE_UNROLL
+      for (int n = 0; n < N; ++n) x[n] = rows[n] + first + i;
+      add_block<UnpackedFormat<Format>, 1, N>(unit, 0, group, x, y);
+    }
+    MILLRACE_UNROLL
+    for (int n = 0; n < N; ++n) {
+      part_store(sums + n * kPackedRows + group * kPartLanes, y[0][n]);
+    }
+  }
+}
+
+// A PackedPanelFn with groups of one token.
+template <class Format>
+void run_panel(const PackedPanel& a) {
+#define MILLRACE_RANGES4(i)                                                        \
+  &add_range<Format, i + 1>, &add_range<Format, i + 2>, &add_range<Format, i + 3>, \
+      &add_range<Format, i + 4>
+  static constexpr decltype(&add_range<Format, 1>) kRanges[] = {
+    MILLRACE_RANGES4(0),
+#if defined(__AVX512F__)
+    MILLRACE_RANGES4(4)
+#endif
+  };
+#undef MILLRACE_RANGES4
+  run_ranges<Format, Unpacked::kQuants>(
+      a, [&](const UnpackedBlock* w, std::int64_t first, std::int64_t count, Prefetch& prefetch)
+             __attribute__((always_inline)) {
+               for (std::int64_t t = 0; t < a.tokens; t += kTokens) {
+                 const std::int64_t left = a.tokens - t < kTokens ? a.tokens - t : kTokens;
+                 kRanges[left - 1](w, a.x + t, first, count, prefetch, a.sums + t * kPackedRows);
+               }
+             });
+}
+
+#endif
+
 void quantize(const float* x, std::int64_t blocks, QuantizeMode mode, QuantizedBlock* out) {
   quantize_blocks(x, blocks, mode, out);
 }
@@ -125,17 +203,23 @@ const PackedKernels& packed_kernels() {
 #define MILLRACE_PAIRS(F) nullptr
 #endif
   static constexpr PackedKernels kKernels = {
-      .name = MILLRACE_STRING(MILLRACE_ISA),
-      .tile_tokens = kTokens,
-      .pair_tokens = kPairTokens,
-      .quantize = &quantize,
-      .gate = &gate,
-      .tiles = {{{MILLRACE_TILES(P8_0)}, {MILLRACE_PAIRS(P8_0)}},
-                {{MILLRACE_TILES(P4_0)}, {MILLRACE_PAIRS(P4_0)}},
-                {{MILLRACE_TILES(P4_1)}, {MILLRACE_PAIRS(P4_1)}},
-                {{MILLRACE_TILES(P4_K)}},
-                {{MILLRACE_TILES(P5_K)}},
-                {{MILLRACE_TILES(P6_K)}}},
+    .name = MILLRACE_STRING(MILLRACE_ISA),
+    .tile_tokens = kTokens,
+    .pair_tokens = kPairTokens,
+    .quantize = &quantize,
+    .gate = &gate,
+    .tiles = {{{MILLRACE_TILES(P8_0)}, {MILLRACE_PAIRS(P8_0)}},
+              {{MILLRACE_TILES(P4_0)}, {MILLRACE_PAIRS(P4_0)}},
+              {{MILLRACE_TILES(P4_1)}, {MILLRACE_PAIRS(P4_1)}},
+              {{MILLRACE_TILES(P4_K)}},
+              {{MILLRACE_TILES(P5_K)}},
+              {{MILLRACE_TILES(P6_K)}}},
+#if defined(__AVX2__)
+    // The others are unpacked by an instruction or two: panels are no faster
+    // (docs/performance-log.md).
+    .panels = {nullptr, nullptr, nullptr, &run_panel<P4_K>, &run_panel<P5_K>, &run_panel<P6_K>},
+    .panel_least = 2 * kTokens,
+#endif
   };
   return kKernels;
 }

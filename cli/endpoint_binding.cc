@@ -8,6 +8,15 @@ namespace millrace {
 
 using std::chrono::milliseconds;
 
+namespace {
+
+// A gateway that is silent for this many heartbeat limits is gone. Longer than a gateway waits for
+// a cell: a dead cell's requests hang until it is given up, whereas a gateway that was only kept
+// from running loses all its requests when it is, and waiting for it costs steps that nobody reads.
+constexpr int kGatewayPatience = 5;
+
+}  // namespace
+
 EndpointBinding::EndpointBinding(const CellSetup& setup, std::uint64_t epoch, std::string cell_id,
                                  std::vector<std::string> gateways)
     : setup_(setup), epoch_(epoch), cell_id_(std::move(cell_id)), gateways_(std::move(gateways)) {}
@@ -35,8 +44,9 @@ void EndpointBinding::start(Cell& cell) {
   config.gateways = gateways_;
   config.lookup_interval = milliseconds(setup_.config.cell.gateway_lookup_ms);
   config.heartbeat_interval = milliseconds(setup_.config.deadlines.heartbeat_interval_ms);
-  config.silence_limit = milliseconds(setup_.config.deadlines.heartbeat_limit_ms) +
-                         milliseconds(setup_.config.deadlines.heartbeat_interval_ms);
+  config.silence_limit =
+      kGatewayPatience * milliseconds(setup_.config.deadlines.heartbeat_limit_ms);
+  config.frame.write_deadline = config.silence_limit;
   Result<std::string> secret =
       net::read_optional_secret(setup_.config.cell.secret_file, "cell.secret_file");
   if (!secret) throw std::runtime_error(secret.error().to_string());

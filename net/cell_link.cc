@@ -36,9 +36,10 @@ bool same_secret(const std::string& a, const std::string& b) {
   return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
-milliseconds since(Clock::time_point t) {
-  return std::chrono::duration_cast<milliseconds>(Clock::now() - t);
+milliseconds between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration_cast<milliseconds>(to - from);
 }
+milliseconds since(Clock::time_point t) { return between(t, Clock::now()); }
 
 }  // namespace
 
@@ -93,7 +94,7 @@ struct CellLinks::Impl : std::enable_shared_from_this<Impl> {
   void remember_epoch(const CellInfo& info);
   void on_heartbeat(Session& session, const CellStatus& status);
   asio::awaitable<void> tick_loop();
-  void judge(Session& session);
+  void judge(Session& session, Clock::time_point now);
   void set_state(Session& session, CellState state, std::string reason);
   void end(const SessionPtr& session, const std::string& reason);
   CellView view(const Session& session) const;
@@ -321,17 +322,17 @@ void CellLinks::Impl::on_heartbeat(Session& session, const CellStatus& status) {
   session.status = status;
   if (stepped || was_idle || !session.busy()) session.progressed = Clock::now();
   if (session.state == CellState::kJoining) set_state(session, CellState::kHealthy, "");
-  judge(session);
+  judge(session, Clock::now());
   observer->on_cell_changed(view(session));
   // Last: a cell that drains takes the answer as our word that no work follows it.
   session.connection->send(MessageKind::kHeartbeatAck, session.info.epoch, {});
 }
 
 // Health by what has arrived; see the header.
-void CellLinks::Impl::judge(Session& session) {
+void CellLinks::Impl::judge(Session& session, Clock::time_point now) {
   if (session.state == CellState::kJoining) return;
-  const milliseconds silence = since(session.heard);
-  const milliseconds stall = session.busy() ? since(session.progressed) : milliseconds(0);
+  const milliseconds silence = between(session.heard, now);
+  const milliseconds stall = session.busy() ? between(session.progressed, now) : milliseconds(0);
   if (stall > config.stall_limit) {
     session.connection->close(
         fmt::format("it has work and finished no step for {} ms", stall.count()));
@@ -365,7 +366,9 @@ asio::awaitable<void> CellLinks::Impl::tick_loop() {
     tick_timer.expires_after(period);
     co_await tick_timer.async_wait(asio::redirect_error(asio::use_awaitable, ec));
     if (closed) co_return;
-    for (const auto& [id, session] : sessions) judge(*session);
+    // As of when the tick was due: had this thread been kept from running, what the cells sent
+    // since would still wait to be read.
+    for (const auto& [id, session] : sessions) judge(*session, tick_timer.expiry());
   }
 }
 

@@ -7,7 +7,8 @@
 //
 // Health (contract C4) is judged by what arrives: silence makes a cell suspect after half the
 // heartbeat limit and gone after the whole; work without a finished step makes it suspect after
-// progress_limit and gone after stall_limit. Suspect and draining cells get no new work.
+// progress_limit and gone after stall_limit. Suspect and draining cells get no new work. Time in
+// which this side was kept from running does not count against a cell.
 //
 // Everything runs on one strand, observer calls included. close() before destruction.
 #pragma once

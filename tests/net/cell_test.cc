@@ -243,6 +243,41 @@ TEST(CellLink, SilenceMakesACellSuspectThenGone) {
   EXPECT_EQ(h.exporter.gauge<Metric::kCellSlots>("quiet").value(), 0);
 }
 
+// What a gateway that runs too rarely thinks of its cells.
+class States final : public CellObserver {
+ public:
+  void on_cell_joined(const CellInfo&) override {}
+  void on_tokens(const Assignment&, std::span<TokenEvent>) override {}
+  void on_prompt_logprobs(const Assignment&, PromptLogprobsEvent) override {}
+  void on_telemetry(const Assignment&, const CellTelemetry&) override {}
+  void on_cell_changed(const CellView& cell) override { last = cell.state; }
+  void on_cell_gone(const Assignment&, const std::string&, bool) override {
+    last = CellState::kGone;
+  }
+  CellState last = CellState::kJoining;
+};
+
+TEST(CellLink, TimeInWhichTheGatewayDidNotRunIsNoSilence) {
+  asio::io_context io(1);
+  CellLinkConfig config;
+  config.heartbeat_limit = 2000ms;
+  States states;
+  CellLinks links(asio::make_strand(asio::any_io_executor(io.get_executor())), config, states);
+  ASSERT_TRUE(links.listen());
+  RawPeer peer(links.port());
+  const CellInfo info = cell_info("steady");
+  peer.hello(info);
+  peer.beat(info, {});
+  while (states.last != CellState::kHealthy) io.run_one_for(1s);
+  std::this_thread::sleep_for(1500ms);  // nothing of the gateway runs
+  io.poll();                            // the tick that was due meanwhile among it
+  EXPECT_EQ(states.last, CellState::kHealthy);
+  while (states.last == CellState::kHealthy) io.run_one_for(1s);  // from here on it is silence
+  EXPECT_EQ(states.last, CellState::kSuspect);
+  links.close("the test ends");
+  io.poll();
+}
+
 // C4: a cell that beats but does not step is alive and not well.
 TEST(CellLink, WorkWithoutProgressIsNotHealth) {
   GatewayConfig config;

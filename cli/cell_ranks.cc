@@ -12,6 +12,7 @@
 #include "cli/device_setup.h"
 #include "parallel/keep_for_good.h"
 #include "parallel/process_grid.h"
+#include "worker/cpu_binding.h"
 #include "worker/plan_transport.h"
 #include "worker/worker.h"
 
@@ -41,6 +42,46 @@ Progress progress_reports(PlanReceiver& link, int rank) {
       };
 }
 
+// Where a CPU worker's threads and memory are (grid.bind_threads). Made by the rank's thread before
+// it loads anything: the threads it starts and the memory it touches follow. Devices have
+// device.bind_numa instead.
+class RankBinding {
+ public:
+  RankBinding(const CellSetup& setup, const parallel::CellComms& comms, int cell_index)
+      : rank_(comms.world->rank()) {
+    const GridSection& grid = setup.config.grid;
+    if (on_devices(setup.config) || grid.bind_threads == BindThreads::kNone) return;
+    topology_ = load_topology(TopologyScope::kAllowed);
+    if (!topology_) throw std::runtime_error("grid.bind_threads: hwloc finds no cores; use none");
+    binding_ = plan_cpu_binding(topology_, grid.bind_threads,
+                                {comms.local_workers * cell_index + comms.local_index,
+                                 comms.local_workers * grid.cells, grid.threads_per_rank});
+    if (binding_.cores.empty()) return;
+    const Result<std::string> bound = bind_worker(topology_, binding_);
+    if (bound) {
+      spdlog::info("rank {}: cores {}, memory of node {}{}{}", rank_, binding_.cores,
+                   binding_.nodes, bound->empty() ? "" : "; ", *bound);
+    } else if (grid.bind_threads != BindThreads::kAuto) {
+      throw std::runtime_error(bound.error().to_string());
+    } else {
+      spdlog::warn("rank {}: {}", rank_, bound.error().to_string());
+      binding_ = {};
+    }
+  }
+
+  // On compute thread `thread` of the worker.
+  void bind(int thread) const {
+    if (auto bound = bind_thread(topology_, binding_, thread); !bound) {
+      spdlog::warn("rank {}: thread {}: {}", rank_, thread, bound.error().to_string());
+    }
+  }
+
+ private:
+  int rank_;
+  Topology topology_;
+  CpuBinding binding_;
+};
+
 // On devices the weights are read while they are copied there, on the CPU here.
 ModelWeights load_reporting(const CellSetup& setup, const RankShard& shard,
                             const Progress& progress) {
@@ -58,8 +99,9 @@ ModelWeights load_reporting(const CellSetup& setup, const RankShard& shard,
 
 std::unique_ptr<StepExecutor> make_worker(const CellSetup& setup, const RankShard& shard,
                                           const ModelWeights& weights, parallel::CellComms& comms,
-                                          const Progress& progress) {
-  const WorkerOptions options = setup.worker_options();
+                                          const RankBinding& binding, const Progress& progress) {
+  WorkerOptions options = setup.worker_options();
+  options.on_thread_start = [&binding](int thread) { binding.bind(thread); };
   if (!on_devices(setup.config)) {
     return std::make_unique<Worker>(options, setup.model, weights, setup.placement, comms);
   }
@@ -138,15 +180,16 @@ void wait_until_ready(const CellSetup& setup, PlanSender& link, int workers,
 
 }  // namespace
 
-void run_worker_rank(const CellSetup& setup, parallel::Communicator& world) {
+void run_worker_rank(const CellSetup& setup, parallel::Communicator& world, int cell_index) {
   PlanReceiver link(world);
   bool ready = false;
   try {
     parallel::CellComms comms = parallel::make_cell_comms(world, grid_of(setup, world));
     const RankShard shard = setup.shard(*comms.position);
     const Progress progress = progress_reports(link, world.rank());
+    const RankBinding binding(setup, comms, cell_index);
     const ModelWeights weights = load_reporting(setup, shard, progress);
-    auto worker = make_worker(setup, shard, weights, comms, progress);
+    auto worker = make_worker(setup, shard, weights, comms, binding, progress);
     const std::uint64_t loaded = weights.mapped_bytes + weights.packed_bytes();
     link.report({world.rank(), StartReport::Kind::kReady, loaded, loaded,
                  std::string(worker->transport())});

@@ -11,9 +11,10 @@
 
 namespace millrace {
 
-// A worker rank: loads its part, reports, serves plans until shutdown. Whatever fails is an
-// exception, after the coordinator was told why where that was still possible.
-void run_worker_rank(const CellSetup& setup, parallel::Communicator& world);
+// A worker rank: loads its part, reports, serves plans until shutdown. `cell_index` is the cell's
+// among the grid.cells of this machine. Whatever fails is an exception, after the coordinator was
+// told why where that was still possible.
+void run_worker_rank(const CellSetup& setup, parallel::Communicator& world, int cell_index);
 
 struct CoordinatorHooks {
   std::function<void(double share)> on_loading;

@@ -14,8 +14,9 @@ parallel::CommOptions comm_options(const CellSetup& setup) {
 
 }  // namespace
 
-EmbeddedCell::EmbeddedCell(const CellSetup& setup, CoordinatorHooks hooks)
+EmbeddedCell::EmbeddedCell(const CellSetup& setup, CoordinatorHooks hooks, int index)
     : setup_(setup),
+      index_(index),
       hooks_(std::move(hooks)),
       group_(1 + setup.config.grid.stages * setup.config.grid.lanes, comm_options(setup)),
       ready_future_(ready_.get_future().share()) {
@@ -58,7 +59,7 @@ void EmbeddedCell::run_rank(int rank) {
   try {
     const std::unique_ptr<parallel::Communicator> world = group_.take(rank);
     if (rank != 0) {
-      run_worker_rank(setup_, *world);
+      run_worker_rank(setup_, *world, index_);
       return;
     }
     CoordinatorHooks hooks = hooks_;

@@ -16,8 +16,9 @@ namespace millrace {
 
 class EmbeddedCell {
  public:
-  // `setup` must outlive it. Starts the threads; `hooks.on_ready` is called on one of them.
-  EmbeddedCell(const CellSetup& setup, CoordinatorHooks hooks);
+  // `setup` must outlive it. `index` is the cell's among the grid.cells of this machine. Starts the
+  // threads; `hooks.on_ready` is called on one of them.
+  EmbeddedCell(const CellSetup& setup, CoordinatorHooks hooks, int index = 0);
   ~EmbeddedCell();  // stop()
 
   // Ends the cell and joins its threads. Idempotent.
@@ -32,6 +33,7 @@ class EmbeddedCell {
   void fail(const std::string& reason);
 
   const CellSetup& setup_;
+  const int index_;
   CoordinatorHooks hooks_;
   parallel::ThreadGroup group_;
   std::promise<bool> ready_;

@@ -129,12 +129,13 @@ class SupervisedCell final : public LocalCell {
 
 class ThreadedCell final : public LocalCell {
  public:
-  ThreadedCell(const CellSetup& setup, std::uint64_t epoch, std::string id, std::string gateway,
+  ThreadedCell(const CellSetup& setup, const CellSection& cell, std::uint64_t epoch,
                std::unique_ptr<StartMetrics> metrics,
                std::function<void(const std::string&)> on_failure)
       : setup_(setup),
-        id_(std::move(id)),
-        binding_(setup, epoch, id_, {std::move(gateway)}),
+        id_(cell.id),
+        index_(cell.index),
+        binding_(setup, epoch, id_, cell.gateways),
         metrics_(std::move(metrics)),
         on_failure_(std::move(on_failure)) {
     status_.epoch = epoch;
@@ -156,7 +157,7 @@ class ThreadedCell final : public LocalCell {
     };
     hooks.start_phases = {{"plan", setup_.plan_seconds}};
     binding_.bind(hooks);
-    ranks_ = std::make_unique<EmbeddedCell>(setup_, std::move(hooks));
+    ranks_ = std::make_unique<EmbeddedCell>(setup_, std::move(hooks), index_);
   }
   void stop() override { ranks_.reset(); }
 
@@ -169,7 +170,8 @@ class ThreadedCell final : public LocalCell {
   }
 
   const CellSetup& setup_;
-  std::string id_;
+  const std::string id_;
+  const int index_;
   EndpointBinding binding_;
   std::unique_ptr<StartMetrics> metrics_;
   SupervisorStatus status_;
@@ -290,6 +292,7 @@ int run_serve(const ClusterConfig& given) {
   for (int i = 0; i < config.grid.cells; ++i) {
     ClusterConfig one = config;
     one.device = device_section_of_cell(config, i);
+    one.cell.index = i;
     one.cell.id = fmt::format("{}-{}", given.cell.id.empty() ? host_name() : given.cell.id, i);
     auto metrics = std::make_unique<StartMetrics>((*gateway)->exporter(), one.cell.id);
     if (config.grid.embedded) {
@@ -303,8 +306,8 @@ int run_serve(const ClusterConfig& given) {
           order.give("a failed cell", milliseconds(0));
         });
       };
-      cells.push_back(std::make_unique<ThreadedCell>(
-          *setup, epoch, one.cell.id, config.cell.gateways[0], std::move(metrics), on_failure));
+      cells.push_back(
+          std::make_unique<ThreadedCell>(*setup, one.cell, epoch, std::move(metrics), on_failure));
     } else {
       auto file = RankConfigFile::write(one);
       if (!file) return fail(file.error());

@@ -204,7 +204,7 @@ int run_worker_command(const WorkerCommand& command, int* argc, char*** argv) {
     Result<CellSetup> setup = make_cell_setup(std::move(config));
     if (!setup) throw std::runtime_error(setup.error().to_string());
     if (!first) {
-      run_worker_rank(*setup, *world);
+      run_worker_rank(*setup, *world, setup->config.cell.index);
       return 0;
     }
     if (coordinate(*setup, *world, command.epoch, mpi_init)) return 0;

@@ -23,6 +23,7 @@ namespace millrace {
 enum class Isa : std::uint8_t { kAuto, kAvx512Amx, kAvx512, kAvx2, kPortable, kReference };
 enum class KvDtype : std::uint8_t { kF32, kBf16, kFp8 };
 enum class CpuWeights : std::uint8_t { kAuto, kMapped, kP4, kP8 };
+enum class BindThreads : std::uint8_t { kAuto, kNone, kNode, kCore };
 enum class DeviceChoice : std::uint8_t { kAuto, kCpu, kCuda };
 enum class DeviceWeightFormat : std::uint8_t { kBf16, kFp8 };
 enum class DeviceTransport : std::uint8_t { kAuto, kNccl, kStaged };
@@ -48,6 +49,12 @@ inline constexpr EnumNames<CpuWeights, 4> enum_names(CpuWeights) {
            {"mapped", CpuWeights::kMapped},
            {"p4", CpuWeights::kP4},
            {"p8", CpuWeights::kP8}}};
+}
+inline constexpr EnumNames<BindThreads, 4> enum_names(BindThreads) {
+  return {{{"auto", BindThreads::kAuto},
+           {"none", BindThreads::kNone},
+           {"node", BindThreads::kNode},
+           {"core", BindThreads::kCore}}};
 }
 inline constexpr EnumNames<DeviceChoice, 3> enum_names(DeviceChoice) {
   return {
@@ -127,6 +134,7 @@ struct GridSection {
   std::int32_t cells = 1;
   bool embedded = false;
   std::int32_t threads_per_rank = 0;
+  BindThreads bind_threads = BindThreads::kAuto;
   Isa isa = Isa::kAuto;
 
   template <class Self, class Visitor>
@@ -149,6 +157,13 @@ struct GridSection {
        "Compute threads of each worker. 0: the cores of this machine divided by its workers.", 0,
        1024},
       s.threads_per_rank);
+    v({"bind_threads",
+       "Cores and memory of each CPU worker; the machine's workers divide its cores evenly and in "
+       "order. none: the system places them. node: its threads stay on the NUMA nodes of its "
+       "share, and its memory comes from there. core: moreover each thread stays on cores of its "
+       "own, for a machine that serves one model and nothing else. auto: node when there are "
+       "several NUMA nodes. The same results."},
+      s.bind_threads);
     v({"isa",
        "Instruction set of the CPU kernels. auto: the best that this processor has. avx512_amx: "
        "avx512 with packed weights on AMX tiles, the same bits. reference: the slow definition, "
@@ -426,6 +441,7 @@ struct DeadlinesSection {
 
 struct CellSection {
   std::string id;
+  std::int32_t index = 0;
   std::vector<std::string> gateways;
   std::int64_t gateway_lookup_ms = 5'000;
   std::string health_host = "127.0.0.1";
@@ -441,6 +457,11 @@ struct CellSection {
   template <class Self, class Visitor>
   static void fields(Self& s, Visitor&& v) {
     v({"id", "Name of this cell in logs and metrics. Empty: the host name and a number."}, s.id);
+    v({"index",
+       "Which of the grid.cells on this machine it is: each binds to cores of its own. serve "
+       "numbers its cells itself.",
+       0, 63},
+      s.index);
     v({"gateways",
        "host:port of each gateway that this cell serves. Every address behind a name is one, and "
        "gets a link. Empty: the gateway in the same serve."},

@@ -96,6 +96,10 @@ Result<void> check_cell(const ClusterConfig& c) {
   if (c.cell.health_port != 0 && c.cell.health_host.empty()) {
     return invalid("cell.health_host", "must be an address; 0.0.0.0 for all");
   }
+  if (c.cell.index >= c.grid.cells) {
+    return invalid("cell.index",
+                   fmt::format("{} must be below grid.cells, {}", c.cell.index, c.grid.cells));
+  }
   if (c.cell.mpirun.empty())
     return invalid("cell.mpirun", "must be a path or a name found by PATH");
   return {};

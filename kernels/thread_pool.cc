@@ -65,13 +65,18 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads, int spins) : threads_(threads) {
+ThreadPool::ThreadPool(int threads, int spins, std::function<void(int)> on_start)
+    : threads_(threads) {
   CHECK(threads >= 1 && spins >= 0, "threads={} spins={}", threads, spins);
+  if (on_start) on_start(0);
   if (threads == 1) return;
   state_ = std::make_unique<State>();
   state_->spins = spins;
   for (int part = 1; part < threads; ++part) {
-    state_->workers.emplace_back([s = state_.get(), part] { s->work(part); });
+    state_->workers.emplace_back([s = state_.get(), part, on_start] {
+      if (on_start) on_start(part);
+      s->work(part);
+    });
   }
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <type_traits>
@@ -19,7 +20,10 @@ class ThreadPool {
  public:
   // `threads` counts the caller: 1 starts no thread and parallel_for is a plain call. `spins` is
   // the number of pause instructions an idle thread runs before it sleeps (about 10 to 40 ns each).
-  explicit ThreadPool(int threads, int spins = kDefaultSpins);
+  // `on_start`, when given, runs on each thread before its first range, with the number of its
+  // ranges: 0 on the caller, here.
+  explicit ThreadPool(int threads, int spins = kDefaultSpins,
+                      std::function<void(int thread)> on_start = nullptr);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -16,14 +16,15 @@ namespace {
 using HostName = std::array<char, 256>;
 
 // Collective over `world`.
-int count_local_workers_before(Communicator& world) {
+void find_local_workers(Communicator& world, CellComms& comms) {
   HostName mine{};
   gethostname(mine.data(), mine.size() - 1);
   std::vector<HostName> all(static_cast<std::size_t>(world.size()));
   world.all_gather(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
-  if (world.rank() == ProcessGrid::kCoordinatorRank) return 0;
-  return static_cast<int>(std::count(all.begin() + ProcessGrid::kCoordinatorRank + 1,
-                                     all.begin() + world.rank(), mine));
+  const auto workers = all.begin() + ProcessGrid::kCoordinatorRank + 1;
+  comms.local_workers = static_cast<int>(std::count(workers, all.end(), mine));
+  if (world.rank() == ProcessGrid::kCoordinatorRank) return;
+  comms.local_index = static_cast<int>(std::count(workers, all.begin() + world.rank(), mine));
 }
 
 }  // namespace
@@ -72,7 +73,7 @@ CellComms make_cell_comms(Communicator& world, const ProcessGrid& grid) {
   const GridPosition at = comms.position.value_or(GridPosition{kNotMember, kNotMember});
   comms.stage = world.split(at.stage, at.lane);
   comms.column = world.split(at.lane, at.stage);
-  comms.local_index = count_local_workers_before(world);
+  find_local_workers(world, comms);
   return comms;
 }
 

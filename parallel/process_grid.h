@@ -53,7 +53,9 @@ struct CellComms {
   std::optional<GridPosition> position;  // nothing on the coordinator
   std::unique_ptr<Communicator> stage;   // the lanes of my stage, rank = lane; null on rank 0
   std::unique_ptr<Communicator> column;  // the stages of my lane, rank = stage; null on rank 0
-  int local_index = 0;  // workers of lower rank on this machine, told apart by host name
+  // Of this machine, told apart by host name.
+  int local_index = 0;    // workers of lower rank
+  int local_workers = 0;  // all workers
 };
 
 // Collective over `world`, whose size must be grid.world_size(). Throws CommError.

@@ -16,7 +16,7 @@ OWNED = {
     "grid": ["stages", "lanes", "cells", "embedded"],
     "device": ["backend", "indices"],
     "gateway": ["host", "port", "cell_host", "cell_port", "api_keys", "api_keys_file"],
-    "cell": ["id", "gateways", "health_host", "health_port", "hosts", "mpirun", "secret_file"],
+    "cell": ["id", "index", "gateways", "health_host", "health_port", "hosts", "mpirun", "secret_file"],
     "node_agent": ["host", "port", "secret_file"],
 }
 # Texts that have a form (config/cluster_rules.cc, worker/cuda).

@@ -31,7 +31,7 @@ LIBRARIES = {
     ("cuda", "cublas", "cub/", "thrust/", "cooperative_groups"): ["kernels/cuda"],
     ("nccl",): ["parallel"],
     ("mpi.h",): ["parallel"],
-    ("hwloc",): ["worker/cuda"],
+    ("hwloc",): ["worker"],
     ("immintrin.h",): ["kernels"],
     # sockets
     ("boost/asio", "boost/beast", "sys/socket.h", "sys/un.h", "netinet/", "arpa/", "netdb.h"): ["net", "cli"],

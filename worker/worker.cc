@@ -46,7 +46,7 @@ Worker::Worker(const WorkerOptions& options, const ModelConfig& model, const Mod
       weights_(weights),
       placement_(placement),
       comms_(comms),
-      pool_(options.threads),
+      pool_(options.threads, kernels::ThreadPool::kDefaultSpins, options.on_thread_start),
       quantized_(quantized_bytes(model, workspace_limits(options, weights, comms))),
       run_{&pool_, {quantized_.data(), quantized_.bytes()}},
       inverse_frequencies_(kernels::rope_inverse_frequencies(model.rope_theta, model.head_dim)),

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -26,9 +27,10 @@ namespace millrace {
 struct WorkerOptions {
   BatchLimits limits;
   kernels::DType kv_dtype = kernels::DType::kBF16;
-  int threads = 1;                                // compute threads, the caller's included
-  const kernels::KernelTable* kernels = nullptr;  // kernels/table.h, complete
-  bool all_gather = true;                         // reserve the buffers of that exchange path
+  int threads = 1;                                  // compute threads, the caller's included
+  std::function<void(int thread)> on_thread_start;  // on each of them; 0 is the caller's
+  const kernels::KernelTable* kernels = nullptr;    // kernels/table.h, complete
+  bool all_gather = true;                           // reserve the buffers of that exchange path
 };
 
 class Worker final : public StepExecutor {

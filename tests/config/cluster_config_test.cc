@@ -187,6 +187,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "fp8 needs device.backend cuda"},
         Refusal{"device: {backend: cuda}\ncache: {kv_dtype: f32}\n", "cache.kv_dtype",
                 "f32 needs device.backend cpu"},
+        Refusal{"cell: {index: 1}", "cell.index", "below grid.cells, 1"},
+        Refusal{"grid: {bind_threads: socket}", "grid.bind_threads", "core"},
         Refusal{"cell: {restart_backoff_max_ms: 100}", "cell.restart_backoff_max_ms", "at least"},
         Refusal{"gateway: {port: 8001}", "gateway.cell_port", "8001 is already gateway.port"},
         Refusal{"gateway: {guard_metrics: true}", "gateway.guard_metrics",

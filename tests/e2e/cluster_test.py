@@ -306,6 +306,21 @@ class Cells(unittest.TestCase):
         finally:
             service.stop()
 
+    def test_bound_workers_of_all_cells_divide_the_cores(self):
+        allowed = os.sched_getaffinity(0)
+        service = Service("--cells", "2", "--set", "grid.bind_threads=core")
+        try:
+            wait_for("both cells", lambda: service.metric("millrace_cells_ready") == 2)
+            cores = [os.sched_getaffinity(rank) for rank in service.ranks()]
+            bound = [one for one in cores if one != allowed] if len(allowed) > 1 else [allowed, allowed]
+            self.assertEqual(len(cores), 4)  # a coordinator and a worker each
+            self.assertEqual(len(bound), 2, cores)
+            self.assertEqual(bound[0] | bound[1], allowed)
+            self.assertEqual(len(bound[0] & bound[1]), 0 if len(allowed) > 1 else 1)
+            self.assertIn("cores ", service.output())
+        finally:
+            self.assertEqual(service.stop(), 0, service.output())
+
     def test_more_than_the_queue_holds_is_refused_at_once(self):
         service = Service("--embedded", "--set", "cache.max_sequences=1", "--set",
                           "gateway.max_queued_requests=4", "--set", "scheduler.max_waiting=1")

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <map>
+#include <mutex>
 #include <set>
 #include <thread>
 #include <vector>
@@ -22,6 +24,20 @@ TEST(ThreadPool, EveryIndexOnce) {
       for (const auto& n : seen) ASSERT_EQ(n, 1) << threads << " threads, count " << count;
     }
   }
+}
+
+TEST(ThreadPool, EachThreadIsToldItsNumberAsItStarts) {
+  std::mutex mutex;
+  std::map<int, std::thread::id> started;
+  ThreadPool pool(3, ThreadPool::kDefaultSpins, [&](int thread) {
+    const std::lock_guard lock(mutex);
+    EXPECT_TRUE(started.emplace(thread, std::this_thread::get_id()).second);
+  });
+  EXPECT_EQ(started.at(0), std::this_thread::get_id());
+  parallel_for({&pool}, 3, 1, [&](std::int64_t begin, std::int64_t) {
+    const std::lock_guard lock(mutex);
+    EXPECT_EQ(started.at(static_cast<int>(begin)), std::this_thread::get_id());
+  });
 }
 
 TEST(ThreadPool, TheCutIsByCountAloneAndTheCallerTakesPart) {

@@ -62,6 +62,7 @@ TEST_P(CellCommsTest, BundleMatchesTheGrid) {
       EXPECT_EQ(comms.stage->rank(), comms.position->lane);
       EXPECT_EQ(comms.column->rank(), comms.position->stage);
       EXPECT_EQ(comms.local_index, world.rank() - 1) << "all ranks of this test share a machine";
+      EXPECT_EQ(comms.local_workers, grid.workers());
       const int mine = world.rank();
       std::vector<int> lanes(grid.lanes()), column(grid.stages());
       const auto me = std::as_bytes(std::span(&mine, 1));

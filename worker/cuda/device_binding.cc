@@ -4,26 +4,10 @@
 #include <hwloc.h>
 
 #include <algorithm>
-#include <memory>
+
+#include "worker/topology.h"
 
 namespace millrace {
-
-namespace {
-
-struct DestroyTopology {
-  void operator()(hwloc_topology_t topology) const { hwloc_topology_destroy(topology); }
-};
-using Topology = std::unique_ptr<std::remove_pointer_t<hwloc_topology_t>, DestroyTopology>;
-
-Topology load_topology() {
-  hwloc_topology_t raw = nullptr;
-  if (hwloc_topology_init(&raw) != 0) return nullptr;
-  Topology topology(raw);
-  hwloc_topology_set_io_types_filter(raw, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
-  return hwloc_topology_load(raw) == 0 ? std::move(topology) : nullptr;
-}
-
-}  // namespace
 
 Result<int> choose_device(const DeviceSection& device, int local_index, int devices) {
   for (const std::string& index : device.indices) {
@@ -44,7 +28,7 @@ Result<int> choose_device(const DeviceSection& device, int local_index, int devi
 }
 
 bool bind_near(const std::string& pci_bus_id) {
-  const Topology topology = load_topology();
+  const Topology topology = load_topology(TopologyScope::kDevices);
   if (!topology) return false;
   const hwloc_obj_t device = hwloc_get_pcidev_by_busidstring(topology.get(), pci_bus_id.c_str());
   if (device == nullptr) return false;

@@ -1,6 +1,8 @@
 // The tiles of the packed GEMM: 16 weight rows by up to kTokens tokens, or twice 16 by kPairTokens.
 // The sums of a block stay in integer registers, one per token; scales are applied once per block.
 // Weights are unpacked once for all tokens of the tile; in panels, once for all tokens there are.
+#include <iterator>
+
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/packed/panels.h"
 #include "kernels/cpu/packed/quantize.h"
@@ -12,9 +14,14 @@
 namespace millrace::kernels::MILLRACE_ISA {
 namespace {
 
-// For each token a sum of integers and one of floats live in registers (without VNNI also one of
-// pairs), beside weights, masks and a broadcast activation: 8 of 32 registers, 4 of 16.
-constexpr int kTokens = kPartLanes == 16 ? 8 : 4;
+// Rows of a tile that are worked on together, and tokens: for each vector of rows and each token a
+// sum of integers and one of floats live in registers (without VNNI one of pairs), beside weights,
+// a mask and a broadcast activation. Of 32 registers that leaves 8 tokens by one vector of 16 rows;
+// of 16, either 4 tokens by one of 8 rows, where each dot product needs an activation loaded, or 3
+// by two, where two share it. Portable code has vectors of four rows and is limited by its
+// multiplies.
+constexpr int kTogether = kPartLanes == 8 ? 2 : 1;
+constexpr int kTokens = kPartLanes == 16 ? 8 : kPartLanes == 8 ? 3 : 4;
 
 // Of two times 16 rows. With 8 tokens by 16 rows each dot product needs an activation loaded, one
 // zmm a clock, and scales and weights come on top; with 4 tokens by 32 rows half as many. 16
@@ -22,10 +29,10 @@ constexpr int kTokens = kPartLanes == 16 ? 8 : 4;
 // 8 tokens share it, or in panels all.
 constexpr int kPairTokens = kPartLanes == 16 ? 4 : 0;
 
-// One block of M x 16 weight rows for N tokens. An activation is loaded once for all M: loads, not
-// dot products, would be the limit otherwise (kPairTokens).
+// One block of M vectors of weight rows, group[m] of their tile, for N tokens. An activation is
+// loaded once for all M: loads, not dot products, would be the limit otherwise.
 template <class Format, int M, int N>
-MILLRACE_ALWAYS_INLINE void add_block(const Bytes (&unit)[M], int b, int group,
+MILLRACE_ALWAYS_INLINE void add_block(const Bytes (&unit)[M], int b, const int (&group)[M],
                                       const QuantizedBlock* const (&x)[N], Part (&y)[M][N]) {
   MILLRACE_UNROLL
   for (int half = 0; half < Format::kHalves; ++half) {
@@ -36,7 +43,7 @@ MILLRACE_ALWAYS_INLINE void add_block(const Bytes (&unit)[M], int b, int group,
     for (int step = 0; step < Format::kSteps; ++step) {
       Quants w[M];
       MILLRACE_UNROLL
-      for (int m = 0; m < M; ++m) w[m] = Format::quants(unit[m], b, half, group, step);
+      for (int m = 0; m < M; ++m) w[m] = Format::quants(unit[m], b, half, group[m], step);
       MILLRACE_UNROLL
       for (int n = 0; n < N; ++n) {
         const std::int8_t* inputs = x[n]->q + 4 * Format::inputs(half, step);
@@ -46,7 +53,7 @@ MILLRACE_ALWAYS_INLINE void add_block(const Bytes (&unit)[M], int b, int group,
     }
     MILLRACE_UNROLL
     for (int m = 0; m < M; ++m) {
-      const Part d = Format::scale(unit[m], b, half, group);
+      const Part d = Format::scale(unit[m], b, half, group[m]);
       MILLRACE_UNROLL
       for (int n = 0; n < N; ++n) {
         y[m][n] = part_fma(dots.floats(m * N + n), part_mul(d, part_set1(x[n]->scale)), y[m][n]);
@@ -56,7 +63,7 @@ MILLRACE_ALWAYS_INLINE void add_block(const Bytes (&unit)[M], int b, int group,
   if constexpr (Format::kMinimum) {
     MILLRACE_UNROLL
     for (int m = 0; m < M; ++m) {
-      const Part minimum = Format::minimum(unit[m], b, group);
+      const Part minimum = Format::minimum(unit[m], b, group[m]);
       MILLRACE_UNROLL
       for (int n = 0; n < N; ++n) y[m][n] = part_fma(minimum, part_set1(x[n]->sum), y[m][n]);
     }
@@ -65,17 +72,20 @@ MILLRACE_ALWAYS_INLINE void add_block(const Bytes (&unit)[M], int b, int group,
 
 template <class Format, int M, int N>
 void run_tile(const PackedTile& a) {
-  for (int group = 0; group < kParts; ++group) {
-    Part y[M][N];
-    Bytes unit[M];
+  constexpr int kVectors = M * kTogether;
+  for (int first = 0; first < kParts; first += kTogether) {
+    Part y[kVectors][N];
+    Bytes unit[kVectors];
+    int group[kVectors];
     MILLRACE_UNROLL
-    for (int m = 0; m < M; ++m) {
-      unit[m] = reinterpret_cast<Bytes>(a.w[m]);
+    for (int v = 0; v < kVectors; ++v) {
+      unit[v] = reinterpret_cast<Bytes>(a.w[v / kTogether]);
+      group[v] = first + v % kTogether;
       MILLRACE_UNROLL
-      for (int n = 0; n < N; ++n) y[m][n] = part_set1(0.0F);
+      for (int n = 0; n < N; ++n) y[v][n] = part_set1(0.0F);
     }
     const std::byte* wanted = a.w[0] + a.prefetch_ahead;
-    const std::int64_t wanted_bytes = group == 0 ? a.prefetch_bytes : 0;
+    const std::int64_t wanted_bytes = first == 0 ? a.prefetch_bytes : 0;
     for (std::int64_t i = 0; i < a.blocks;) {
       for (int b = 0; b < Format::kValues / kQuantBlock; ++b, ++i) {
         for (std::int64_t at = 0; at < wanted_bytes; at += 64) {
@@ -86,17 +96,17 @@ void run_tile(const PackedTile& a) {
         const QuantizedBlock* x[N];
         MILLRACE_UNROLL
         for (int n = 0; n < N; ++n) x[n] = a.x[n] + i;
-        add_block<Format, M, N>(unit, b, group, x, y);
+        add_block<Format, kVectors, N>(unit, b, group, x, y);
       }
       MILLRACE_UNROLL
-      for (int m = 0; m < M; ++m) unit[m] += Format::kBytes;
+      for (int v = 0; v < kVectors; ++v) unit[v] += Format::kBytes;
     }
     MILLRACE_UNROLL
-    for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < kVectors; ++v) {
       MILLRACE_UNROLL
       for (int n = 0; n < N; ++n) {
-        float* out = a.y[m] + n * a.y_stride + group * kPartLanes;
-        part_store(out, a.add ? part_add(part_load(out), y[m][n]) : y[m][n]);
+        float* out = a.y[v / kTogether] + n * a.y_stride + group[v] * kPartLanes;
+        part_store(out, a.add ? part_add(part_load(out), y[v][n]) : y[v][n]);
       }
     }
   }
@@ -133,24 +143,34 @@ struct UnpackedFormat {
 template <class Format, int N>
 void add_range(const UnpackedBlock* w, const QuantizedBlock* const* rows, std::int64_t first,
                std::int64_t count, Prefetch& prefetch, float* sums) {
-  for (int group = 0; group < kParts; ++group) {
-    Part y[1][N];
+  for (int begin = 0; begin < kParts; begin += kTogether) {
+    Part y[kTogether][N];
+    int group[kTogether];
     MILLRACE_UNROLL
-    for (int n = 0; n < N; ++n) {
-      const float* sum = sums + n * kPackedRows + group * kPartLanes;
-      y[0][n] = first == 0 ? part_set1(0.0F) : part_load(sum);
+    for (int v = 0; v < kTogether; ++v) {
+      group[v] = begin + v;
+      MILLRACE_UNROLL
+      for (int n = 0; n < N; ++n) {
+        const float* sum = sums + n * kPackedRows + group[v] * kPartLanes;
+        y[v][n] = first == 0 ? part_set1(0.0F) : part_load(sum);
+      }
     }
     for (std::int64_t i = 0; i < count; ++i) {
-      if (group == 0) prefetch.next();
-      const Bytes unit[1] = {reinterpret_cast<Bytes>(w + i)};
+      if (begin == 0) prefetch.next();
+      Bytes unit[kTogether];
+      MILLRACE_UNROLL
+      for (int v = 0; v < kTogether; ++v) unit[v] = reinterpret_cast<Bytes>(w + i);
       const QuantizedBlock* x[N];
       MILLRACE_UNROLL
       for (int n = 0; n < N; ++n) x[n] = rows[n] + first + i;
-      add_block<UnpackedFormat<Format>, 1, N>(unit, 0, group, x, y);
+      add_block<UnpackedFormat<Format>, kTogether, N>(unit, 0, group, x, y);
     }
     MILLRACE_UNROLL
-    for (int n = 0; n < N; ++n) {
-      part_store(sums + n * kPackedRows + group * kPartLanes, y[0][n]);
+    for (int v = 0; v < kTogether; ++v) {
+      MILLRACE_UNROLL
+      for (int n = 0; n < N; ++n) {
+        part_store(sums + n * kPackedRows + group[v] * kPartLanes, y[v][n]);
+      }
     }
   }
 }
@@ -158,16 +178,19 @@ void add_range(const UnpackedBlock* w, const QuantizedBlock* const* rows, std::i
 // A PackedPanelFn with groups of one token.
 template <class Format>
 void run_panel(const PackedPanel& a) {
-#define MILLRACE_RANGES4(i)                                                        \
-  &add_range<Format, i + 1>, &add_range<Format, i + 2>, &add_range<Format, i + 3>, \
-      &add_range<Format, i + 4>
   static constexpr decltype(&add_range<Format, 1>) kRanges[] = {
-    MILLRACE_RANGES4(0),
+    &add_range<Format, 1>,
+    &add_range<Format, 2>,
+    &add_range<Format, 3>,
 #if defined(__AVX512F__)
-    MILLRACE_RANGES4(4)
+    &add_range<Format, 4>,
+    &add_range<Format, 5>,
+    &add_range<Format, 6>,
+    &add_range<Format, 7>,
+    &add_range<Format, 8>
 #endif
   };
-#undef MILLRACE_RANGES4
+  static_assert(std::size(kRanges) == kTokens);
   run_ranges<Format, Unpacked::kQuants>(
       a, [&](const UnpackedBlock* w, std::int64_t first, std::int64_t count, Prefetch& prefetch)
              __attribute__((always_inline)) {
@@ -191,13 +214,16 @@ void gate(const float* gate_values, const float* up, float* y) {
 }  // namespace
 
 const PackedKernels& packed_kernels() {
-#define MILLRACE_TILES4(F, M) \
-  &run_tile<F, M, 1>, &run_tile<F, M, 2>, &run_tile<F, M, 3>, &run_tile<F, M, 4>
+#define MILLRACE_TILES3(F, M) &run_tile<F, M, 1>, &run_tile<F, M, 2>, &run_tile<F, M, 3>
+#define MILLRACE_TILES4(F, M) MILLRACE_TILES3(F, M), &run_tile<F, M, 4>
 #if defined(__AVX512F__)
 #define MILLRACE_TILES(F)                                                            \
   MILLRACE_TILES4(F, 1), &run_tile<F, 1, 5>, &run_tile<F, 1, 6>, &run_tile<F, 1, 7>, \
       &run_tile<F, 1, 8>
 #define MILLRACE_PAIRS(F) MILLRACE_TILES4(F, 2)
+#elif defined(__AVX2__)
+#define MILLRACE_TILES(F) MILLRACE_TILES3(F, 1)
+#define MILLRACE_PAIRS(F) nullptr
 #else
 #define MILLRACE_TILES(F) MILLRACE_TILES4(F, 1)
 #define MILLRACE_PAIRS(F) nullptr

@@ -51,22 +51,28 @@ class RankBinding {
       : rank_(comms.world->rank()) {
     const GridSection& grid = setup.config.grid;
     if (on_devices(setup.config) || grid.bind_threads == BindThreads::kNone) return;
+    // What nobody asked for must not keep a cell from starting.
+    const auto refuse = [&](const std::string& why) {
+      if (grid.bind_threads != BindThreads::kAuto) throw std::runtime_error(why);
+      spdlog::warn("rank {}: {}", rank_, why);
+      binding_ = {};
+    };
     topology_ = load_topology(TopologyScope::kAllowed);
-    if (!topology_) throw std::runtime_error("grid.bind_threads: hwloc finds no cores; use none");
+    if (!topology_) {
+      refuse("grid.bind_threads: hwloc finds no cores; use none");
+      return;
+    }
     binding_ = plan_cpu_binding(topology_, grid.bind_threads,
                                 {comms.local_workers * cell_index + comms.local_index,
                                  comms.local_workers * grid.cells, grid.threads_per_rank});
     if (binding_.cores.empty()) return;
     const Result<std::string> bound = bind_worker(topology_, binding_);
-    if (bound) {
-      spdlog::info("rank {}: cores {}, memory of node {}{}{}", rank_, binding_.cores,
-                   binding_.nodes, bound->empty() ? "" : "; ", *bound);
-    } else if (grid.bind_threads != BindThreads::kAuto) {
-      throw std::runtime_error(bound.error().to_string());
-    } else {
-      spdlog::warn("rank {}: {}", rank_, bound.error().to_string());
-      binding_ = {};
+    if (!bound) {
+      refuse(bound.error().to_string());
+      return;
     }
+    spdlog::info("rank {}: cores {}, memory of node {}{}{}", rank_, binding_.cores, binding_.nodes,
+                 bound->empty() ? "" : "; ", *bound);
   }
 
   // On compute thread `thread` of the worker.
@@ -101,8 +107,8 @@ std::unique_ptr<StepExecutor> make_worker(const CellSetup& setup, const RankShar
                                           const ModelWeights& weights, parallel::CellComms& comms,
                                           const RankBinding& binding, const Progress& progress) {
   WorkerOptions options = setup.worker_options();
-  options.on_thread_start = [&binding](int thread) { binding.bind(thread); };
   if (!on_devices(setup.config)) {
+    options.on_thread_start = [&binding](int thread) { binding.bind(thread); };
     return std::make_unique<Worker>(options, setup.model, weights, setup.placement, comms);
   }
   auto worker =

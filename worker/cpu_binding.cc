@@ -4,7 +4,9 @@
 #include <hwloc.h>
 
 #include <cerrno>
+#include <climits>
 #include <cstring>
+#include <memory>
 
 #include "config/check.h"
 

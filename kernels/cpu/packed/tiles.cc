@@ -18,8 +18,8 @@ namespace {
 // sum of integers and one of floats live in registers (without VNNI one of pairs), beside weights,
 // a mask and a broadcast activation. Of 32 registers that leaves 8 tokens by one vector of 16 rows;
 // of 16, either 4 tokens by one of 8 rows, where each dot product needs an activation loaded, or 3
-// by two, where two share it. Portable code has vectors of four rows and is limited by its
-// multiplies.
+// by two, where two share it: some are spilled, which costs less (docs/performance-log.md).
+// Portable code, with vectors of four rows, has the former.
 constexpr int kTogether = kPartLanes == 8 ? 2 : 1;
 constexpr int kTokens = kPartLanes == 16 ? 8 : kPartLanes == 8 ? 3 : 4;
 

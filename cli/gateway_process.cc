@@ -32,6 +32,8 @@ net::GatewayConfig gateway_config(const ClusterConfig& c, const std::string& fin
   g.cell_queue_depth =
       std::min(g.cell_queue_depth, static_cast<std::uint32_t>(c.scheduler.max_waiting));
   g.queue_timeout = milliseconds(c.gateway.queue_timeout_ms);
+  g.max_replays = static_cast<std::uint32_t>(c.gateway.max_replays);
+  g.replay_timeout = milliseconds(c.gateway.replay_timeout_ms);
   g.stream_buffer_tokens = static_cast<std::uint32_t>(c.gateway.stream_buffer_tokens);
   return g;
 }

@@ -280,6 +280,8 @@ int run_serve(const ClusterConfig& given) {
   ClusterConfig config = setup->config;
   fmt::print("{}\n", describe(*setup));
   std::fflush(stdout);
+  // A cell of threads is not started again: its requests would wait in vain.
+  if (config.grid.embedded && config.grid.cells == 1) config.gateway.max_replays = 0;
 
   asio::io_context io(1);
   DrainOrder order(io);

@@ -321,6 +321,8 @@ struct GatewaySection {
   std::int32_t max_queued_requests = 256;
   std::int64_t max_queued_tokens = 1'000'000;
   std::int64_t queue_timeout_ms = 60'000;
+  std::int32_t max_replays = 3;
+  std::int64_t replay_timeout_ms = 300'000;
   std::int64_t max_body_bytes = 32LL << 20;
   std::int32_t max_connections = 4096;
   std::int64_t header_timeout_ms = 10'000;
@@ -356,6 +358,16 @@ struct GatewaySection {
     v({"queue_timeout_ms", "Longest wait of a request before its first step; then it is refused.",
        1, kMaxWaitMs},
       s.queue_timeout_ms);
+    v({"max_replays",
+       "How often in a row a request whose cell was lost is begun again, where the client has got "
+       "to, without a new token between; then it ends with an error, as it may be what cells die "
+       "of. 0: it ends with its cell.",
+       0, 100},
+      s.max_replays);
+    v({"replay_timeout_ms",
+       "How long a request whose cell was lost waits for a cell that goes on with it.", 1,
+       kMaxWaitMs},
+      s.replay_timeout_ms);
     v({"max_body_bytes", "Largest request body; a larger one gets 413.", 1024, 1LL << 32},
       s.max_body_bytes);
     v({"max_connections", "Open client connections; further ones are closed at once.", 1, 1e6},

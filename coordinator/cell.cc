@@ -69,7 +69,7 @@ void Cell::drain() { draining_ = true; }
 CellStatus Cell::status() const {
   const std::lock_guard lock(mutex_);
   CellStatus status = status_;
-  status.draining = draining_;
+  status.draining = draining_ || stopping_;
   if (busy_) {
     status.ms_since_progress = static_cast<std::uint32_t>(
         std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - last_progress_)
@@ -86,14 +86,14 @@ bool Cell::idle() const {
 bool Cell::run() {
   try {
     serve();
-    end_all(FinishReason::kCancelled, "the cell is ending");
+    end_all("the cell is ending");
     StepPlan last;
     last.shutdown = true;
     link_.send(last);
     return true;
   } catch (const std::exception& e) {
     spdlog::error("cell: {}", e.what());
-    end_all(FinishReason::kError, fmt::format("the cell failed: {}", e.what()));
+    end_all(fmt::format("the cell failed: {}", e.what()));
     if (callbacks_.on_failure) callbacks_.on_failure(e.what());
     return false;
   }
@@ -233,7 +233,7 @@ void Cell::publish_status() {
 }
 
 // What submit() accepted gets an end, taken up or not; it accepts nothing more.
-void Cell::end_all(FinishReason finish, const std::string& sentence) {
+void Cell::end_all(const std::string& sentence) {
   std::vector<Message> mail;
   {
     const std::lock_guard lock(mutex_);
@@ -245,7 +245,9 @@ void Cell::end_all(FinishReason finish, const std::string& sentence) {
       live_.try_emplace(request->id);
   }
   std::vector<TokenEvent> events;
-  for (const auto& [id, planned] : live_) events.push_back(ending(id, finish, sentence));
+  for (const auto& [id, planned] : live_) {
+    events.push_back(ending(id, FinishReason::kCancelled, sentence));
+  }
   live_.clear();
   if (!events.empty()) callbacks_.on_tokens(std::move(events));
 }

@@ -48,9 +48,9 @@ class Cell {
   Cell(const Options& options, WorkerLink& link, CellCallbacks callbacks);
 
   // Serves until stop() or a failure; called once. The calling thread alone uses `link`. Before
-  // returning it ends what it has accepted and not finished: with kCancelled after stop(), with
-  // kError and the reason after a failure. Unless the cell has failed, it sends the workers the
-  // shutdown plan. False after a failure.
+  // returning it ends what it has accepted and not finished with kCancelled and the reason: another
+  // cell can go on with it. Unless the cell has failed, it sends the workers the shutdown plan.
+  // False after a failure.
   bool run();
   void stop();  // thread-safe, idempotent
 
@@ -62,7 +62,7 @@ class Cell {
   bool submit(SequenceRequest request);
   void cancel(RequestId id);
   // status() says from now on that the cell drains, by which gateways know to send no more. What
-  // arrives all the same was on its way, and is taken.
+  // arrives all the same was on its way, and is taken. A cell that ends or has failed says so too.
   void drain();
 
   CellStatus status() const;
@@ -95,7 +95,7 @@ class Cell {
   std::chrono::steady_clock::time_point begin_of(const Sent& sent) const;
   void check_deadline() const;
   void publish_status();
-  void end_all(FinishReason finish, const std::string& sentence);
+  void end_all(const std::string& sentence);
 
   const Options options_;
   WorkerLink& link_;

@@ -26,6 +26,8 @@ struct SequenceRequest {
   bool operator==(const SequenceRequest&) const = default;
 };
 
+// kCancelled: the client or the gateway wished it, or the cell gave the sequence up for reasons of
+// its own, and another can go on with it. kError: it would end so in any cell.
 enum class FinishReason : std::uint8_t { kNone, kStop, kLength, kCancelled, kError };
 
 // One token of one sequence, or its end. `index` counts generated tokens from 0 and says where the
@@ -38,7 +40,7 @@ struct TokenEvent {
   std::vector<TokenLogprob> top;
   FinishReason finish = FinishReason::kNone;
   bool stop_token = false;  // the token is the stop token itself: not part of the text
-  std::string error;        // for kError: a sentence for people
+  std::string error;        // for kError, and where a cell gives up: a sentence for people
   // In the first event of a sequence from its cell: how long before the event the cell had put it
   // into a step for the first time. Otherwise 0.
   std::uint32_t since_scheduled_us = 0;

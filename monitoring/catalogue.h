@@ -59,6 +59,7 @@ enum class Metric : std::uint8_t {
   kHttpRequests,
   kAdmissionRejections,
   kSequencesFailed,
+  kSequencesReplayed,
   kQueueCapacity,
   kQueuedSequences,
   kQueuedPromptTokens,
@@ -232,6 +233,9 @@ inline constexpr auto kCatalogue = [] {
      "Requests refused before any work, by the limit or state that refused them.", kRejection, {}},
     {Metric::kSequencesFailed, kCtr, "millrace_sequences_failed_total", "1",
      "Admitted sequences that ended in an explicit error, by cause.", kFailure, {}},
+    {Metric::kSequencesReplayed, kCtr, "millrace_sequences_replayed_total", "1",
+     "Times that a sequence went back to the queue because its cell was lost or gave it up; another "
+     "goes on with it after the last token delivered.", {}, {}},
     {Metric::kQueueCapacity, kGau, "millrace_queue_capacity", "1",
      "Sequences that the gateway's queue takes; more are refused.", {}, {}},
     {Metric::kQueuedSequences, kGau, "millrace_queued_sequences", "1",

@@ -328,10 +328,11 @@ Result<void> CellEndpoint::Impl::on_submit(Link& link, const Frame& frame) {
   const auto delivered = static_cast<std::uint32_t>(request.tokens.size()) - request.prompt_tokens;
   ++counters.submitted;
   if (auto ok = callbacks.submit(std::move(request)); !ok) {
+    const bool for_good = ok.error().code == ErrorCode::kInvalidArgument;
     TokenEvent end{.id = id,
                    .index = delivered,
                    .has_token = false,
-                   .finish = FinishReason::kError,
+                   .finish = for_good ? FinishReason::kError : FinishReason::kCancelled,
                    .error = ok.error().to_string()};
     std::vector<TokenEvent> events{std::move(end)};
     send_tokens(events);

@@ -11,7 +11,11 @@
 //   its consumer is too slow           next() gives kResourceExhausted,
 //                                      "gateway.stream_buffer_tokens"
 //   gateway stopped                    next() gives kUnavailable
-//   one choice failed (its cell died)  a TokenEvent without token, kError and a sentence
+//   its cell died or gave it up        nothing: it waits, in front of what has not begun, for a
+//   cell
+//                                      that goes on after the last token delivered (contract C2)
+//   no cell does so in time, or the    the choice gets a TokenEvent without token, kError and a
+//   next ones die over it as well      sentence; likewise when its cell refuses it for good
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
@@ -42,7 +46,9 @@ struct GatewayConfig {
   std::uint32_t cell_queue_depth = 8;  // sequences waiting in a cell beyond its max_sequences,
                                        // so that a freed slot is filled in the next step
   std::chrono::milliseconds queue_timeout{60000};
-  std::uint32_t stream_buffer_tokens = 4096;  // events a stream may hold for its consumer
+  std::uint32_t max_replays = 3;  // of a sequence in a row, without a token between them
+  std::chrono::milliseconds replay_timeout{300000};  // from a loss to the next cell
+  std::uint32_t stream_buffer_tokens = 4096;         // events a stream may hold for its consumer
 };
 
 struct GatewayStats {
@@ -53,8 +59,9 @@ struct GatewayStats {
   std::uint64_t rejected_draining = 0;
   std::uint64_t finished_ok = 0;  // sequences: stop or length
   std::uint64_t cancelled = 0;
-  std::uint64_t failed = 0;  // ended with an error event
-  std::uint64_t queue_timeouts = 0;
+  std::uint64_t failed = 0;          // ended with an error event
+  std::uint64_t replayed = 0;        // times that a sequence went back to the queue
+  std::uint64_t queue_timeouts = 0;  // before the first cell
   std::uint64_t slow_consumers = 0;
   JournalStats journal;
   CellLinkStats links;

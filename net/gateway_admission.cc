@@ -113,8 +113,11 @@ void GatewayCore::admit(const GenerateRequest& request, RequestId first_id,
                       .sampling = request.sampling};
     r.sampling.choice = choice;
     journal_.open(std::move(r));
-    sequences_[id] = {
-        .stream = stream, .choice = choice, .prompt_tokens = prompt_tokens, .admitted = now};
+    sequences_[id] = {.stream = stream,
+                      .choice = choice,
+                      .prompt_tokens = prompt_tokens,
+                      .admitted = now,
+                      .queued = now};
     queue_.push_back(id);
     ++stats_.admitted;
   }
@@ -141,7 +144,7 @@ GatewayCore::Cell* GatewayCore::freest_cell() {
   Cell* best = nullptr;
   std::int64_t best_free = 0;
   for (auto& [id, cell] : cells_) {
-    if (!cell.connected || cell.view.state != CellState::kHealthy) continue;
+    if (!cell.connected || cell.paused || cell.view.state != CellState::kHealthy) continue;
     const std::int64_t free =
         std::int64_t{cell.view.info.max_sequences} + config_.cell_queue_depth - cell.assigned;
     if (free > best_free) {
@@ -155,7 +158,10 @@ GatewayCore::Cell* GatewayCore::freest_cell() {
 bool GatewayCore::dispatch(RequestId id, Cell& cell) {
   const Journal::Entry* entry = journal_.find(id);
   CHECK(entry != nullptr, "id={}", id);
-  if (!links_.submit(cell.at, entry->request)) {
+  const bool sent = entry->submissions == 0
+                        ? links_.submit(cell.at, entry->request)
+                        : links_.submit(cell.at, journal_.resubmit_request(id).value());
+  if (!sent) {
     cell.connected = false;  // its end is on the way; nothing more goes there
     return false;
   }
@@ -168,26 +174,38 @@ bool GatewayCore::dispatch(RequestId id, Cell& cell) {
   return true;
 }
 
-// The queue is in order of arrival, so what has waited too long stands in front.
 void GatewayCore::expire_queue(Clock::time_point now) {
-  while (!queue_.empty()) {
-    const RequestId id = queue_.front();
-    const Sequence& sequence = sequences_.at(id);
-    if (now - sequence.admitted < config_.queue_timeout) return;
-    ++stats_.queue_timeouts;
-    const std::string sentence = fmt::format(
-        "waited {} ms in the queue, which is the limit; try "
-        "again later",
-        config_.queue_timeout.count());
-    const auto stream = sequence.stream;
-    if (stream->dispatched) {
-      fail_sequence(id, FailureCause::kQueueTimeout, sentence);
-    } else {
-      fail_stream(*stream, FailureCause::kQueueTimeout,
-                  {ErrorCode::kResourceExhausted, "gateway.queue_timeout", sentence});
-    }
-    stream->wake();
+  std::vector<std::pair<RequestId, std::chrono::milliseconds>> late;
+  for (const RequestId id : queue_) {
+    const bool begun = journal_.find(id)->submissions > 0;
+    const auto limit = begun ? config_.replay_timeout : config_.queue_timeout;
+    if (now - sequences_.at(id).queued >= limit) late.emplace_back(id, limit);
   }
+  for (const auto& [id, limit] : late) {
+    if (sequences_.contains(id)) expire(id, limit);  // it may have gone with another of its stream
+  }
+}
+
+void GatewayCore::expire(RequestId id, std::chrono::milliseconds limit) {
+  const auto stream = sequences_.at(id).stream;
+  if (journal_.find(id)->submissions > 0) {
+    unqueue(id);
+    fail_sequence(id, FailureCause::kCellLost,
+                  fmt::format("this answer was lost with its cell, and none went on with it within "
+                              "{} ms; send the request again",
+                              limit.count()));
+    return stream->wake();
+  }
+  ++stats_.queue_timeouts;
+  const std::string sentence =
+      fmt::format("waited {} ms in the queue, which is the limit; try again later", limit.count());
+  if (stream->dispatched) {
+    fail_sequence(id, FailureCause::kQueueTimeout, sentence);
+  } else {
+    fail_stream(*stream, FailureCause::kQueueTimeout,
+                {ErrorCode::kResourceExhausted, "gateway.queue_timeout", sentence});
+  }
+  stream->wake();
 }
 
 void GatewayCore::unqueue(RequestId id) {

@@ -45,10 +45,16 @@ Result<void> GatewayCore::start() {
 
 void GatewayCore::on_tokens(const Assignment& from, std::span<TokenEvent> events) {
   const Clock::time_point now = Clock::now();
+  std::vector<RequestId> given_up;
+  std::string why;
   for (TokenEvent& event : events) {
     const RequestId id = event.id;
     const TokenVerdict verdict = journal_.on_token(from, event);
-    if (verdict == TokenVerdict::kDeliver) {
+    if (verdict == TokenVerdict::kDeliver && event.finish == FinishReason::kCancelled) {
+      // What is cancelled here is forgotten at once (recall), so this is no wish of ours.
+      given_up.push_back(id);
+      if (!event.error.empty()) why = std::move(event.error);
+    } else if (verdict == TokenVerdict::kDeliver) {
       deliver(id, sequences_.at(id), std::move(event), now);
     } else if (verdict == TokenVerdict::kBroken) {
       spdlog::error("gateway: {} sent token {} of sequence {} out of order", from.cell_id,
@@ -58,6 +64,12 @@ void GatewayCore::on_tokens(const Assignment& from, std::span<TokenEvent> events
       fail_sequence(id, FailureCause::kProtocol,
                     "the tokens of this answer arrived out of order; it cannot be continued");
     }
+  }
+  if (!given_up.empty()) {
+    cells_.at(from.cell_id).paused = true;
+    std::erase_if(given_up, [this](RequestId id) { return !sequences_.contains(id); });
+    replay(std::move(given_up), fmt::format("cell {} gave them up: {}", from.cell_id,
+                                            why.empty() ? "it gave no reason" : why));
   }
   for (const auto& stream : touched_) stream->wake();
   touched_.clear();
@@ -91,14 +103,6 @@ void GatewayCore::deliver(RequestId id, Sequence& sequence, TokenEvent&& event,
   if (event.finish == FinishReason::kError) {
     spdlog::warn("gateway: sequence {} ended with an error of its cell: {}", id, event.error);
     count_failure(FailureCause::kCellError, 1);
-  } else if (event.finish == FinishReason::kCancelled) {
-    // What is cancelled here is forgotten at once (recall), so this is no wish of ours: the cell
-    // ends and lets go of what it ran.
-    spdlog::warn("gateway: sequence {} was given up by its cell: {}", id, event.error);
-    count_failure(FailureCause::kCellLost, 1);
-    event.finish = FinishReason::kError;
-    event.error = fmt::format("the cell gave this answer up ({}); send the request again",
-                              event.error.empty() ? "it gave no reason" : event.error);
   }
   const FinishReason reason = event.finish;
   if (!push(*sequence.stream, {sequence.choice, std::move(event)})) return;
@@ -118,6 +122,7 @@ void GatewayCore::observe_start(Sequence& sequence, const TokenEvent& event,
 
 void GatewayCore::observe_token(Sequence& sequence, const TokenEvent& event,
                                 Clock::time_point now) {
+  sequence.fruitless = 0;
   if (sequence.generated++ == 0) {
     observe_start(sequence, event, now);
     metrics_.first_token.observe(seconds(now - sequence.admitted));
@@ -146,13 +151,11 @@ bool GatewayCore::push(StreamState& stream, ChoiceEvent event) {
 void GatewayCore::finish(RequestId id, FinishReason reason) {
   const auto it = sequences_.find(id);
   CHECK(it != sequences_.end(), "id={}", id);
-  const Sequence sequence = std::move(it->second);
-  const Journal::Entry* entry = journal_.find(id);
-  if (sequence.in_cell) {
-    const auto cell = cells_.find(entry->at.cell_id);
-    if (cell != cells_.end() && cell->second.at == entry->at) --cell->second.assigned;
+  if (it->second.in_cell) {
+    leave_cell(id);
     ++finished_since_tick_;
   }
+  const Sequence sequence = std::move(it->second);
   sequences_.erase(it);
   journal_.close(id);
   sequence.stream->ids[sequence.choice] = 0;

@@ -69,7 +69,9 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     std::uint32_t prompt_tokens = 0;
     std::uint32_t generated = 0;
     bool in_cell = false;
+    std::uint32_t fruitless = 0;  // replays since its last token
     Clock::time_point admitted;
+    Clock::time_point queued;       // when it last began to wait in the queue
     Clock::time_point scheduled;    // in its cell's first step for it; known from the first event
     Clock::time_point first_token;  // or the end, where no token was asked for
     Clock::time_point last_token;
@@ -80,6 +82,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     CellView view;
     bool connected = false;
     std::uint32_t assigned = 0;  // sequences handed over and not finished
+    bool paused = false;         // it gave something up: nothing more before its next heartbeat
     CellTelemetry telemetry;     // as last exported
     bool said_goodbye = false;
     Clock::time_point heard;  // when something last came from it
@@ -103,7 +106,13 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   Cell* freest_cell();
   bool dispatch(RequestId id, Cell& cell);
   void expire_queue(Clock::time_point now);
+  void expire(RequestId id, std::chrono::milliseconds limit);
   void unqueue(RequestId id);
+
+  // Sequences that their cell has not finished (gateway_replay.cc).
+  void replay(std::vector<RequestId> ids, const std::string& reason);
+  void requeue(RequestId id);
+  void leave_cell(RequestId id);
 
   // Ends of sequences and streams.
   void deliver(RequestId id, Sequence& sequence, TokenEvent&& event, Clock::time_point now);

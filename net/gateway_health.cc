@@ -41,6 +41,7 @@ void GatewayCore::on_cell_joined(const CellInfo& info) {
   cell.said_goodbye = false;
   cell.heard = Clock::now();
   cell.assigned = 0;
+  cell.paused = false;
 }
 
 void GatewayCore::take_cell_metrics(Cell& cell, const CellInfo& info) {
@@ -82,6 +83,7 @@ void GatewayCore::on_cell_changed(const CellView& view) {
     metrics_.corrupted_requests.add(
         grown(cell.view.status.corrupted_sequences, view.status.corrupted_sequences));
     cell.view = view;
+    cell.paused = false;
   } else {
     cell.view.state = view.state;
     cell.view.reason = view.reason;
@@ -103,18 +105,9 @@ void GatewayCore::on_cell_gone(const Assignment& at, const std::string& reason, 
   for (const auto& [id, sequence] : sequences_) {
     if (sequence.in_cell && journal_.find(id)->at == at) lost.push_back(id);
   }
-  std::ranges::sort(lost);
-  if (!lost.empty()) {
-    spdlog::warn("gateway: {} sequences ended with cell {}: {}", lost.size(), at.cell_id, reason);
-  }
-  for (const RequestId id : lost) {
-    const auto stream = sequences_.at(id).stream;
-    fail_sequence(id, FailureCause::kCellLost,
-                  fmt::format("the cell that computed this answer was lost ({}); send the request "
-                              "again",
-                              reason));
-    stream->wake();
-  }
+  replay(std::move(lost), fmt::format("cell {} is lost: {}", at.cell_id, reason));
+  for (const auto& stream : touched_) stream->wake();
+  touched_.clear();
   refresh();
   pump();
 }

@@ -49,6 +49,7 @@ GatewayMetrics::GatewayMetrics(Exporter* e) : exporter(e) {
   failed_queue_timeout = e->counter<Metric::kSequencesFailed>("queue_timeout");
   failed_slow_consumer = e->counter<Metric::kSequencesFailed>("slow_consumer");
   failed_shutdown = e->counter<Metric::kSequencesFailed>("shutdown");
+  replayed = e->counter<Metric::kSequencesReplayed>();
   dropped_stale_frame = e->counter<Metric::kMessagesDropped>("stale_frame");
   dropped_stale_token = e->counter<Metric::kMessagesDropped>("stale_token");
   dropped_duplicate = e->counter<Metric::kMessagesDropped>("duplicate");

@@ -24,7 +24,7 @@ struct GatewayMetrics {
   Histogram request_prompt, request_generation, prefill_computed, params_n, params_max_tokens;
   Counter rejected_queue_full, rejected_token_budget, rejected_no_cell, rejected_draining;
   Counter failed_cell_lost, failed_cell_error, failed_protocol, failed_queue_timeout,
-      failed_slow_consumer, failed_shutdown;
+      failed_slow_consumer, failed_shutdown, replayed;
   Counter dropped_stale_frame, dropped_stale_token, dropped_duplicate, dropped_unknown;
 };
 

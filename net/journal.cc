@@ -22,6 +22,12 @@ void Journal::assign(RequestId id, const Assignment& at) {
   ++it->second.submissions;
 }
 
+void Journal::unassign(RequestId id) {
+  const auto it = entries_.find(id);
+  CHECK(it != entries_.end(), "id={}", id);
+  it->second.at = {};
+}
+
 void Journal::close(RequestId id) { entries_.erase(id); }
 
 TokenVerdict Journal::judge(const Entry& entry, const TokenEvent& event) const {
@@ -32,6 +38,7 @@ TokenVerdict Journal::judge(const Entry& entry, const TokenEvent& event) const {
     const bool clean = event.finish == FinishReason::kStop || event.finish == FinishReason::kLength;
     return !clean || event.index == next ? TokenVerdict::kDeliver : TokenVerdict::kBroken;
   }
+  if (event.finish == FinishReason::kCancelled) return TokenVerdict::kBroken;  // never with a token
   if (event.index < next) return TokenVerdict::kDuplicate;
   if (event.index > next || next >= entry.request.max_new_tokens) return TokenVerdict::kBroken;
   return TokenVerdict::kDeliver;

@@ -56,6 +56,8 @@ class Journal {
   void open(SequenceRequest request);
   // The sequence is handed to a cell: from now on only events of this cell and epoch count.
   void assign(RequestId id, const Assignment& at);
+  // Its cell has not finished it: until the next assign() events count from nowhere.
+  void unassign(RequestId id);
   // Forgets the sequence; later events for it are kUnknown.
   void close(RequestId id);
 

@@ -191,7 +191,7 @@ TEST(Cell, AStepThatDoesNotEndFailsTheCellWithinTheDeadline) {
   EXPECT_NE(got.failure.find("deadline of 300 ms"), std::string::npos) << got.failure;
   EXPECT_FALSE(running.end());
   ASSERT_TRUE(got.last.contains(1)) << "what ran must be told";
-  EXPECT_EQ(got.last[1].finish, FinishReason::kError) << "nobody wished for this end";
+  EXPECT_EQ(got.last[1].finish, FinishReason::kCancelled) << "another cell can go on with it";
   EXPECT_NE(got.last[1].error.find(got.failure), std::string::npos) << got.last[1].error;
   EXPECT_FALSE(cell.submit(make_request(2, 5, 5, kVocab))) << "nobody would ever answer it";
 }
@@ -320,8 +320,9 @@ TEST(Cell, WhatAFailedCellHadNotTakenUpYetIsToldAsWell) {
   EXPECT_FALSE(cell.run());
   for (const RequestId id : {1U, 2U}) {
     ASSERT_TRUE(got.last.contains(id)) << id;
-    EXPECT_EQ(got.last[id].finish, FinishReason::kError) << id;
+    EXPECT_EQ(got.last[id].finish, FinishReason::kCancelled) << id;
   }
+  EXPECT_TRUE(cell.status().draining) << "no gateway may send it more";
 }
 
 }  // namespace

@@ -126,10 +126,10 @@ class Live(unittest.TestCase):
             self.assertEqual(len(self.assertData(re.search(r"query: '(.*)'", text).group(1), "scaler")), 1)
 
     def test_6_a_lost_cell_is_seen(self):
-        """A worker is killed: the annotations mark it, the cell's room is gone until it is back, and what it cost can be asked for."""
-        cut = self.load.ask({"max_tokens": 3000, "stream": True, "ignore_eos": True})
-        self.addCleanup(cut.close)
-        cut.readline()  # under way
+        """A worker is killed: the annotations mark it, the cell's room is gone until it is back, and what it ran has gone on."""
+        under_way = self.load.ask({"max_tokens": 3000, "stream": True, "ignore_eos": True})
+        self.addCleanup(under_way.close)
+        under_way.readline()
         os.kill(next(p for p in self.service.ranks()), signal.SIGKILL)
         wait_for("the loss", lambda: self.prometheus.query("millrace_cell_losses_total > 0"), 30)
         wait_for("no ready cell", lambda: self.prometheus.query("min_over_time(millrace:cells_ready:max[20s]) == 0"), 30)
@@ -141,7 +141,9 @@ class Live(unittest.TestCase):
         self.assertEqual(len(marks), 2)
         for expr in marks:
             self.assertData(panel_expression(expr), "annotation")
-        wait_for("the alert", lambda: self.prometheus.query('ALERTS{alertstate="firing", alertname="MillraceCellLostSequences"}'), 30)
+        self.assertTrue(under_way.read().endswith(b"data: [DONE]\n\n"))
+        wait_for("the replay", lambda: self.prometheus.query("millrace_sequences_replayed_total > 0"), 30)
+        self.assertFalse(self.prometheus.query('millrace_sequences_failed_total{reason="cell_lost"} > 0'))
 
 
 if __name__ == "__main__":

@@ -84,21 +84,44 @@ TEST(ApiOverGateway, AStreamThatWaitedTooLongSaysSo) {
   EXPECT_EQ(answer.body().find("[DONE]"), std::string::npos);
 }
 
-TEST(ApiOverGateway, AnAnswerThatItsCellGaveUpIsAnError) {
+// After its first token, in words of the cell.
+void end_after_a_token(ScriptedCell& cell, FinishReason finish, std::string why) {
+  ASSERT_TRUE(cell.wait_submitted(1));
+  const SequenceRequest r = cell.submitted()[0];
+  cell.endpoint->publish({cell.event(r, 0)});
+  cell.endpoint->publish(
+      {{.id = r.id, .has_token = false, .finish = finish, .error = std::move(why)}});
+}
+
+TEST(ApiOverGateway, AnErrorOfTheCellIsTheAnswersError) {
   Service service;
-  std::thread ending([&] {
-    ASSERT_TRUE(service.cell.wait_submitted(1));
-    const SequenceRequest r = service.cell.submitted()[0];
-    service.cell.endpoint->publish({service.cell.event(r, 0)});
-    service.cell.endpoint->publish({{.id = r.id,
-                                     .has_token = false,
-                                     .finish = FinishReason::kCancelled,
-                                     .error = "the cell is ending"}});
-  });
+  std::thread ending(
+      [&] { end_after_a_token(service.cell, FinishReason::kError, "not finite logits"); });
   const HttpAnswer answer = service.post("");
   ending.join();
   EXPECT_EQ(answer.result_int(), 500U) << answer.body();
-  EXPECT_NE(answer.body().find("the cell is ending"), std::string::npos) << answer.body();
+  EXPECT_NE(answer.body().find("not finite logits"), std::string::npos) << answer.body();
+}
+
+TEST(ApiOverGateway, OfACellThatGaveTheAnswerUpNothingIsSeen) {
+  Service service;
+  std::thread ending([&] {
+    end_after_a_token(service.cell, FinishReason::kCancelled, "the cell is ending");
+    ASSERT_TRUE(service.cell.wait_submitted(2));
+    const SequenceRequest r = service.cell.submitted()[1];
+    std::vector<TokenEvent> rest;
+    for (std::uint32_t i = 1; i < r.max_new_tokens; ++i) {
+      const bool last = i + 1 == r.max_new_tokens;
+      rest.push_back(service.cell.event(r, i, last ? FinishReason::kLength : FinishReason::kNone));
+    }
+    service.cell.endpoint->publish(std::move(rest));
+  });
+  const HttpAnswer answer = service.post(R"(,"max_tokens":6)");
+  ending.join();
+  ASSERT_EQ(answer.result_int(), 200U) << answer.body();
+  const Json body = Json::parse(answer.body());
+  EXPECT_EQ(body["choices"][0]["finish_reason"], "length");
+  EXPECT_EQ(body["usage"]["completion_tokens"], 6);
 }
 
 TEST(ApiOverGateway, APromptOfTheWholeContextIsScored) {

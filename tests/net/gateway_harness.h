@@ -111,7 +111,8 @@ class ScriptedCell {
 
   std::unique_ptr<CellEndpoint> endpoint;
   std::atomic<bool> drained{false};
-  std::atomic<bool> refuse{false};
+  std::atomic<bool> refuse{false};  // for good
+  std::atomic<int> full{0};         // so many times
   std::atomic<std::uint32_t> max_running{0};
   std::atomic<std::int64_t> step_time_us{200};
 
@@ -122,7 +123,11 @@ class ScriptedCell {
   };
 
   Result<void> on_submit(SequenceRequest r) {
-    if (refuse) return Error{ErrorCode::kResourceExhausted, "cell", "is full"};
+    if (refuse) return invalid("prompt", "is not for this cell");
+    if (full > 0) {
+      --full;
+      return Error{ErrorCode::kResourceExhausted, "", "the cell is full"};
+    }
     const std::lock_guard lock(mutex_);
     order_.push_back(r);
     live_[r.id] = {r, static_cast<std::uint32_t>(r.tokens.size()) - r.prompt_tokens};

@@ -46,6 +46,9 @@ TEST(Journal, OnlyTheAssignedCellAndEpochCount) {
   EXPECT_EQ(journal.find(1)->next_index(), 0U);
   EXPECT_EQ(journal.on_token(kCellA, token(1, 0, 50)), TokenVerdict::kDeliver);
   EXPECT_EQ(journal.stats().stale, 4U);
+  journal.unassign(1);
+  EXPECT_EQ(journal.on_token(kCellA, token(1, 1, 51)), TokenVerdict::kStale);
+  EXPECT_EQ(journal.find(1)->submissions, 1U);
 }
 
 TEST(Journal, MoreTokensThanAskedForBreakTheSequence) {
@@ -54,6 +57,18 @@ TEST(Journal, MoreTokensThanAskedForBreakTheSequence) {
   journal.assign(1, kCellA);
   EXPECT_EQ(journal.on_token(kCellA, token(1, 0, 50)), TokenVerdict::kDeliver);
   EXPECT_EQ(journal.on_token(kCellA, token(1, 1, 51)), TokenVerdict::kBroken);
+}
+
+TEST(Journal, WhoGivesUpGivesNoToken) {
+  Journal journal;
+  journal.open(request(1));
+  journal.assign(1, kCellA);
+  TokenEvent event = token(1, 0, 50);
+  event.finish = FinishReason::kCancelled;
+  EXPECT_EQ(journal.on_token(kCellA, event), TokenVerdict::kBroken);
+  EXPECT_EQ(journal.find(1)->next_index(), 0U);
+  event.has_token = false;
+  EXPECT_EQ(journal.on_token(kCellA, event), TokenVerdict::kDeliver);
 }
 
 TEST(Journal, EndsWithoutATokenMustFitWhenClean) {

@@ -4,13 +4,15 @@
 Each round runs both engines once, in changing order, each in a process of its own, and measures the machine's ceilings
 (memory read, int8 dot products) beside them. Prefill: prompts of --prefill tokens to the first token (llama-bench pp).
 Decode: tokens of all --streams together while all of them run (llama-bench tg, llama-batched-bench). Memory is the
-largest resident set of the process. Appends one JSON object per figure to --output: median, spread, the ratio to
+largest resident set of the process; pages that came from the disk while it ran are counted, and each engine's file is
+read once before it starts. Appends one JSON object per figure to --output: median, spread, the ratio to
 llama.cpp's median of the same run, and the share of what the weights' bytes or the int8 operations allow.
 
   tests/bench/cpu_compare.py --llama-cpp BUILD/bin --model MODEL.gguf [--packed PACKED.gguf]
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -20,25 +22,35 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 from serve_bench import ROOT, cpu_name
 
 
-def run(command: list[str]) -> tuple[str, float, int]:
-    """Standard output, seconds, peak resident bytes."""
-    begin = time.monotonic()
+@dataclasses.dataclass
+class Ran:
+    text: str
+    peak: int  # resident bytes
+    faults: int  # pages that had to come from the disk
+
+
+def run(command: list[str]) -> Ran:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=out, stderr=errors)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.monotonic() - begin
         out.seek(0)
         errors.seek(0)
         if process.returncode != 0:
             sys.exit(f"{' '.join(command)}: status {process.returncode}\n{errors.read()[-2000:]}")
         # llama.cpp's tools log their tables to one or the other.
-        return out.read() + "\n" + errors.read(), seconds, usage.ru_maxrss * 1024
+        return Ran(out.read() + "\n" + errors.read(), usage.ru_maxrss * 1024, usage.ru_majflt)
+
+
+def warm(path: str):
+    """Into the page cache, as after a start before this one; a model and its packed twin may not fit at once."""
+    with open(path, "rb", buffering=0) as file:
+        while file.read(1 << 24):
+            pass
 
 
 def millrace(args) -> dict:
@@ -49,11 +61,13 @@ def millrace(args) -> dict:
                "--set", "cache.max_sequences=32", "--set", "cache.max_context_tokens=4096",
                "--set", f"scheduler.prefill_chunk_tokens={args.chunk}",
                "--set", f"scheduler.max_step_tokens={args.chunk}"]
-    text, _, peak = run(command)
-    report = json.loads(text.strip().splitlines()[0])
+    warm(args.packed or args.model)
+    ran = run(command)
+    report = json.loads(ran.text.strip().splitlines()[0])
     figures = {c["case"]: (statistics.median(c["tokens_per_s"]), "tokens/s") for c in report["cases"]}
     figures["start"] = (report["start_seconds"], "s")
-    figures["resident"] = (peak / 2**30, "GiB")
+    figures["resident"] = (ran.peak / 2**30, "GiB")
+    figures["major-faults"] = (ran.faults, "pages")
     figures["resident-at-start"] = (report["memory_at_start"]["VmHWM"] / 2**30, "GiB")
     figures["anonymous"] = (report["memory"]["RssAnon"] / 2**30, "GiB")
     return {"figures": figures, "work": report["work"], "mode": report["numeric_mode"]}
@@ -64,31 +78,32 @@ def llama_cpp(args) -> dict:
     folder = pathlib.Path(args.llama_cpp)
     common = ["-m", args.model, "-t", str(args.threads)]
     lengths = [n for n in args.prefill.split(",") if n]
-    text, _, peak = run([str(folder / "llama-bench"), *common, "-p", ",".join(lengths), "-n", str(args.tokens),
-                         "-r", str(args.runs), "-o", "json"])
-    for test in json.loads(text[text.index("["):text.rindex("]") + 1]):
+    warm(args.model)
+    ran = run([str(folder / "llama-bench"), *common, "-p", ",".join(lengths), "-n", str(args.tokens),
+               "-r", str(args.runs), "-o", "json"])
+    peak, faults = ran.peak, ran.faults
+    for test in json.loads(ran.text[ran.text.index("["):ran.text.rindex("]") + 1]):
         name = f"tg{test['n_gen']}x1" if test["n_gen"] else f"pp{test['n_prompt']}"
         figures[name] = (statistics.median(test["samples_ts"]), "tokens/s")
     streams = [n for n in args.streams.split(",") if n != "1"]
     most = max(map(int, streams), default=0)
     if most:
-        text, _, batched = run([str(folder / "llama-batched-bench"), *common, "-c", str(most * (32 + args.tokens)),
-                                "-npp", "32", "-ntg", str(args.tokens), "-npl", ",".join(streams),
-                                "--output-format", "jsonl"])
-        peak = max(peak, batched)
-        for line in text.splitlines():
+        ran = run([str(folder / "llama-batched-bench"), *common, "-c", str(most * (32 + args.tokens)),
+                   "-npp", "32", "-ntg", str(args.tokens), "-npl", ",".join(streams), "--output-format", "jsonl"])
+        peak, faults = max(peak, ran.peak), faults + ran.faults
+        for line in ran.text.splitlines():
             if line.startswith("{"):
                 test = json.loads(line)
                 figures[f"tg{test['tg']}x{test['pl']}"] = (test["speed_tg"], "tokens/s")
-        if load := re.search(r"load time =\s+([\d.]+) ms", text):
+        if load := re.search(r"load time =\s+([\d.]+) ms", ran.text):
             figures["start"] = (float(load.group(1)) / 1000, "s")
     figures["resident"] = (peak / 2**30, "GiB")
+    figures["major-faults"] = (faults, "pages")
     return {"figures": figures}
 
 
 def ceilings(args) -> dict:
-    text, _, _ = run([args.kernels_bench, str(args.threads), "ceilings"])
-    return json.loads(text.strip().splitlines()[0])
+    return json.loads(run([args.kernels_bench, str(args.threads), "ceilings"]).text.strip().splitlines()[0])
 
 
 def bytes_per_step(work: dict, streams: int) -> float:
@@ -176,7 +191,7 @@ def main():
     for i in range(args.rounds):
         one = {"ceilings": ceilings(args)}
         engines = [("millrace", millrace)] + ([("llama.cpp", llama_cpp)] if args.llama_cpp else [])
-        for name, engine in engines if i % 2 == 0 else reversed(engines):
+        for name, engine in engines if len(rounds) % 2 == 0 else reversed(engines):
             one[name] = engine(args)
         rounds.append(one)
         if keep:

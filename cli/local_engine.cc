@@ -6,7 +6,8 @@ namespace {
 
 // The engine cancels no sequence whose end it waits for: such an end is the cell's own.
 bool failed(const TokenEvent& event) {
-  return event.finish == FinishReason::kError || event.finish == FinishReason::kCancelled;
+  return event.finish == FinishReason::kError || event.finish == FinishReason::kCancelled ||
+         event.finish == FinishReason::kRefused;
 }
 
 }  // namespace

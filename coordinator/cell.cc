@@ -149,7 +149,9 @@ void Cell::take_mail() {
     auto& request = std::get<SequenceRequest>(message);
     const RequestId id = request.id;
     if (Result<void> ok = scheduler_.submit(std::move(request)); !ok) {
-      callbacks_.on_tokens({ending(id, FinishReason::kError, ok.error().to_string())});
+      const bool for_good = ok.error().code == ErrorCode::kInvalidArgument;
+      callbacks_.on_tokens({ending(id, for_good ? FinishReason::kError : FinishReason::kRefused,
+                                   ok.error().to_string())});
     } else {
       live_.try_emplace(id);
     }

@@ -57,8 +57,8 @@ class Cell {
   Cell(const Cell&) = delete;
   Cell& operator=(const Cell&) = delete;
 
-  // Thread-safe. A refusal arrives as a TokenEvent with finish kError; false when the mailbox is
-  // full or the cell is ending, in which case nothing will arrive.
+  // Thread-safe. A refusal arrives as a TokenEvent with finish kError, or kRefused for want of
+  // room; false when the mailbox is full or the cell is ending, in which case nothing will arrive.
   bool submit(SequenceRequest request);
   void cancel(RequestId id);
   // status() says from now on that the cell drains, by which gateways know to send no more. What

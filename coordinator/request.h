@@ -27,8 +27,9 @@ struct SequenceRequest {
 };
 
 // kCancelled: the client or the gateway wished it, or the cell gave the sequence up for reasons of
-// its own, and another can go on with it. kError: it would end so in any cell.
-enum class FinishReason : std::uint8_t { kNone, kStop, kLength, kCancelled, kError };
+// its own, and another can go on with it. kError: it would end so in any cell. kRefused: the cell
+// has no room for it now; it has not begun it.
+enum class FinishReason : std::uint8_t { kNone, kStop, kLength, kCancelled, kError, kRefused };
 
 // One token of one sequence, or its end. `index` counts generated tokens from 0 and says where the
 // token belongs, so that a repeat after a replay can be recognised.

@@ -332,7 +332,7 @@ Result<void> CellEndpoint::Impl::on_submit(Link& link, const Frame& frame) {
     TokenEvent end{.id = id,
                    .index = delivered,
                    .has_token = false,
-                   .finish = for_good ? FinishReason::kError : FinishReason::kCancelled,
+                   .finish = for_good ? FinishReason::kError : FinishReason::kRefused,
                    .error = ok.error().to_string()};
     std::vector<TokenEvent> events{std::move(end)};
     send_tokens(events);

@@ -37,8 +37,7 @@ struct CellEndpointConfig {
 
 // All but `status` are called on the io thread, and none may block. Ids are the endpoint's own.
 struct CellEndpointCallbacks {
-  // An error ends the sequence at the gateway with its message: kInvalidArgument for good, any
-  // other as one that this cell cannot take and another can.
+  // An error ends the sequence with its message: kInvalidArgument for good, any other as kRefused.
   std::function<Result<void>(SequenceRequest)> submit;
   // The sequence's events are no longer wanted. May name an id whose end is already published.
   std::function<void(RequestId)> cancel;

@@ -67,6 +67,7 @@ struct CellLinks::Impl : std::enable_shared_from_this<Impl> {
     CellState state = CellState::kJoining;
     std::string reason = "no heartbeat yet";
     CellStatus status;
+    std::uint64_t heartbeats = 0;
     Clock::time_point heard = Clock::now();
     Clock::time_point progressed = Clock::now();
     bool goodbye = false;
@@ -321,7 +322,7 @@ void CellLinks::Impl::on_heartbeat(Session& session, const CellStatus& status) {
   const bool stepped = status.steps != session.status.steps;
   session.status = status;
   if (stepped || was_idle || !session.busy()) session.progressed = Clock::now();
-  if (session.state == CellState::kJoining) set_state(session, CellState::kHealthy, "");
+  ++session.heartbeats;
   judge(session, Clock::now());
   observer->on_cell_changed(view(session));
   // Last: a cell that drains takes the answer as our word that no work follows it.
@@ -330,7 +331,7 @@ void CellLinks::Impl::on_heartbeat(Session& session, const CellStatus& status) {
 
 // Health by what has arrived; see the header.
 void CellLinks::Impl::judge(Session& session, Clock::time_point now) {
-  if (session.state == CellState::kJoining) return;
+  if (session.heartbeats == 0) return;  // it is joining
   const milliseconds silence = between(session.heard, now);
   const milliseconds stall = session.busy() ? between(session.progressed, now) : milliseconds(0);
   if (stall > config.stall_limit) {
@@ -390,11 +391,9 @@ void CellLinks::Impl::end(const SessionPtr& session, const std::string& reason) 
 }
 
 CellView CellLinks::Impl::view(const Session& session) const {
-  return {session.info,
-          session.state,
-          session.status,
-          since(session.heard),
-          session.busy() ? since(session.progressed) : milliseconds(0),
+  return {session.info,         session.state,
+          session.status,       session.heartbeats,
+          since(session.heard), session.busy() ? since(session.progressed) : milliseconds(0),
           session.reason};
 }
 

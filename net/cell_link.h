@@ -51,6 +51,7 @@ struct CellView {
   CellInfo info;
   CellState state = CellState::kJoining;
   CellStatus status;                           // of the last heartbeat
+  std::uint64_t heartbeats = 0;                // of this session
   std::chrono::milliseconds heartbeat_age{0};  // since the last frame of any kind
   std::chrono::milliseconds progress_age{0};   // since a step finished; 0 without work
   std::string reason;                          // why not healthy

@@ -53,7 +53,7 @@ void read(WireReader& r, TokenEvent& e) {
   e.has_token = r.boolean("has_token");
   read(r, e.token);
   read(r, "top", e.top);
-  e.finish = r.enumerator("finish", FinishReason::kError);
+  e.finish = r.enumerator("finish", FinishReason::kRefused);
   e.stop_token = r.boolean("stop_token");
   r.string("error", e.error);
   e.since_scheduled_us = r.u32("since_scheduled_us");

@@ -29,6 +29,11 @@ Result<std::unique_ptr<GenerationStream>> GatewayCore::submit(GenerateRequest re
   }
   metrics_.params_n.observe(request.n);
   metrics_.params_max_tokens.observe(request.max_new_tokens);
+  // Decided now: the answer may not depend on the cell that happens to end it.
+  if (const std::uint32_t context = max_context_; context != 0) {
+    const auto prompt = static_cast<std::uint32_t>(request.prompt.size());
+    request.max_new_tokens = std::min(request.max_new_tokens, context - std::min(prompt, context));
+  }
   auto state = std::make_shared<StreamState>();
   StreamWaits::watch(strand_, state);
   state->open_choices = request.n;
@@ -131,25 +136,36 @@ void GatewayCore::admit(const GenerateRequest& request, RequestId first_id,
   pump();
 }
 
-// Hands waiting sequences to cells, oldest first, as long as one has room.
+// Hands waiting sequences to cells, oldest first, as long as one has room. What no cell with room
+// may take is passed by.
 void GatewayCore::pump() {
-  while (!queue_.empty()) {
-    Cell* cell = freest_cell();
-    if (cell == nullptr || !dispatch(queue_.front(), *cell)) return;
-    queue_.pop_front();
+  const auto has_room = [this](const auto& entry) { return room(entry.second) > 0; };
+  for (auto it = queue_.begin(); it != queue_.end() && std::ranges::any_of(cells_, has_room);) {
+    Cell* cell = freest_cell_for(*it);
+    if (cell == nullptr) {
+      ++it;
+    } else if (dispatch(*it, *cell)) {
+      it = queue_.erase(it);
+    }
   }
 }
 
-GatewayCore::Cell* GatewayCore::freest_cell() {
+// Sequences that the cell takes now.
+std::int64_t GatewayCore::room(const Cell& cell) const {
+  if (!cell.connected || cell.paused || cell.view.state != CellState::kHealthy) return 0;
+  return std::int64_t{cell.view.info.max_sequences} + config_.cell_queue_depth - cell.assigned;
+}
+
+GatewayCore::Cell* GatewayCore::freest_cell_for(RequestId id) {
+  const SequenceRequest& request = journal_.find(id)->request;
+  const std::uint64_t length = std::uint64_t{request.prompt_tokens} + request.max_new_tokens;
   Cell* best = nullptr;
-  std::int64_t best_free = 0;
-  for (auto& [id, cell] : cells_) {
-    if (!cell.connected || cell.paused || cell.view.state != CellState::kHealthy) continue;
-    const std::int64_t free =
-        std::int64_t{cell.view.info.max_sequences} + config_.cell_queue_depth - cell.assigned;
-    if (free > best_free) {
+  std::int64_t best_room = 0;
+  for (auto& [name, cell] : cells_) {
+    if (length > cell.view.info.max_context || !may_share(sequences_.at(id), cell)) continue;
+    if (const std::int64_t free = room(cell); free > best_room) {
       best = &cell;
-      best_free = free;
+      best_room = free;
     }
   }
   return best;
@@ -170,6 +186,7 @@ bool GatewayCore::dispatch(RequestId id, Cell& cell) {
   sequence.in_cell = true;
   sequence.stream->dispatched = true;
   ++cell.assigned;
+  suspect(sequence, cell);
   release(1, sequence.prompt_tokens);
   return true;
 }
@@ -177,9 +194,9 @@ bool GatewayCore::dispatch(RequestId id, Cell& cell) {
 void GatewayCore::expire_queue(Clock::time_point now) {
   std::vector<std::pair<RequestId, std::chrono::milliseconds>> late;
   for (const RequestId id : queue_) {
-    const bool begun = journal_.find(id)->submissions > 0;
-    const auto limit = begun ? config_.replay_timeout : config_.queue_timeout;
-    if (now - sequences_.at(id).queued >= limit) late.emplace_back(id, limit);
+    const Sequence& sequence = sequences_.at(id);
+    const auto limit = sequence.fruitless > 0 ? config_.replay_timeout : config_.queue_timeout;
+    if (now - sequence.queued >= limit) late.emplace_back(id, limit);
   }
   for (const auto& [id, limit] : late) {
     if (sequences_.contains(id)) expire(id, limit);  // it may have gone with another of its stream
@@ -188,7 +205,7 @@ void GatewayCore::expire_queue(Clock::time_point now) {
 
 void GatewayCore::expire(RequestId id, std::chrono::milliseconds limit) {
   const auto stream = sequences_.at(id).stream;
-  if (journal_.find(id)->submissions > 0) {
+  if (sequences_.at(id).fruitless > 0) {
     unqueue(id);
     fail_sequence(id, FailureCause::kCellLost,
                   fmt::format("this answer was lost with its cell, and none went on with it within "

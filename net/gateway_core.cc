@@ -45,14 +45,15 @@ Result<void> GatewayCore::start() {
 
 void GatewayCore::on_tokens(const Assignment& from, std::span<TokenEvent> events) {
   const Clock::time_point now = Clock::now();
-  std::vector<RequestId> given_up;
+  std::vector<RequestId> given_up, refused;
   std::string why;
   for (TokenEvent& event : events) {
     const RequestId id = event.id;
     const TokenVerdict verdict = journal_.on_token(from, event);
-    if (verdict == TokenVerdict::kDeliver && event.finish == FinishReason::kCancelled) {
-      // What is cancelled here is forgotten at once (recall), so this is no wish of ours.
-      given_up.push_back(id);
+    // What is cancelled here is forgotten at once (recall), so kCancelled is no wish of ours.
+    const bool gives_up = event.finish == FinishReason::kCancelled;
+    if (verdict == TokenVerdict::kDeliver && (gives_up || event.finish == FinishReason::kRefused)) {
+      (gives_up ? given_up : refused).push_back(id);
       if (!event.error.empty()) why = std::move(event.error);
     } else if (verdict == TokenVerdict::kDeliver) {
       deliver(id, sequences_.at(id), std::move(event), now);
@@ -65,11 +66,13 @@ void GatewayCore::on_tokens(const Assignment& from, std::span<TokenEvent> events
                     "the tokens of this answer arrived out of order; it cannot be continued");
     }
   }
-  if (!given_up.empty()) {
+  if (!given_up.empty() || !refused.empty()) {
     cells_.at(from.cell_id).paused = true;
-    std::erase_if(given_up, [this](RequestId id) { return !sequences_.contains(id); });
-    replay(std::move(given_up), fmt::format("cell {} gave them up: {}", from.cell_id,
-                                            why.empty() ? "it gave no reason" : why));
+    if (why.empty()) why = "it gave no reason";
+    replay(std::move(given_up), Unfinished::kLost,
+           fmt::format("cell {} gave them up: {}", from.cell_id, why));
+    replay(std::move(refused), Unfinished::kRefused,
+           fmt::format("cell {} refused them: {}", from.cell_id, why));
   }
   for (const auto& stream : touched_) stream->wake();
   touched_.clear();
@@ -123,6 +126,7 @@ void GatewayCore::observe_start(Sequence& sequence, const TokenEvent& event,
 void GatewayCore::observe_token(Sequence& sequence, const TokenEvent& event,
                                 Clock::time_point now) {
   sequence.fruitless = 0;
+  absolve(event.id, sequence);
   if (sequence.generated++ == 0) {
     observe_start(sequence, event, now);
     metrics_.first_token.observe(seconds(now - sequence.admitted));

@@ -69,7 +69,8 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     std::uint32_t prompt_tokens = 0;
     std::uint32_t generated = 0;
     bool in_cell = false;
-    std::uint32_t fruitless = 0;  // replays since its last token
+    std::uint32_t fruitless = 0;  // cells lost since its last token
+    bool suspect = false;         // counted in its cell's suspects
     Clock::time_point admitted;
     Clock::time_point queued;       // when it last began to wait in the queue
     Clock::time_point scheduled;    // in its cell's first step for it; known from the first event
@@ -82,8 +83,9 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     CellView view;
     bool connected = false;
     std::uint32_t assigned = 0;  // sequences handed over and not finished
-    bool paused = false;         // it gave something up: nothing more before its next heartbeat
-    CellTelemetry telemetry;     // as last exported
+    std::uint32_t suspects = 0;  // of these, see gateway_replay.cc
+    bool paused = false;  // it gave up or refused something: nothing more before its next heartbeat
+    CellTelemetry telemetry;  // as last exported
     bool said_goodbye = false;
     Clock::time_point heard;  // when something last came from it
     Gauge info, heartbeat_age, workers, slots, slots_used, waiting, kv_tokens, kv_tokens_used;
@@ -103,16 +105,22 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   void admit(const GenerateRequest& request, RequestId first_id,
              const std::shared_ptr<StreamState>& stream, Clock::time_point now);
   void pump();
-  Cell* freest_cell();
+  std::int64_t room(const Cell& cell) const;
+  Cell* freest_cell_for(RequestId id);
   bool dispatch(RequestId id, Cell& cell);
   void expire_queue(Clock::time_point now);
   void expire(RequestId id, std::chrono::milliseconds limit);
   void unqueue(RequestId id);
 
   // Sequences that their cell has not finished (gateway_replay.cc).
-  void replay(std::vector<RequestId> ids, const std::string& reason);
+  enum class Unfinished : std::uint8_t { kLost, kRefused };
+  void replay(std::vector<RequestId> ids, Unfinished how, const std::string& reason);
   void requeue(RequestId id);
   void leave_cell(RequestId id);
+  bool may_share(const Sequence& sequence, const Cell& cell) const;
+  void suspect(Sequence& sequence, Cell& cell);
+  void absolve(RequestId id, Sequence& sequence);
+  Cell* cell_of(RequestId id);
 
   // Ends of sequences and streams.
   void deliver(RequestId id, Sequence& sequence, TokenEvent&& event, Clock::time_point now);

@@ -40,8 +40,9 @@ void GatewayCore::on_cell_joined(const CellInfo& info) {
   cell.connected = true;
   cell.said_goodbye = false;
   cell.heard = Clock::now();
-  cell.assigned = 0;
+  cell.assigned = cell.suspects = 0;
   cell.paused = false;
+  cell.view.heartbeats = 0;
 }
 
 void GatewayCore::take_cell_metrics(Cell& cell, const CellInfo& info) {
@@ -82,8 +83,8 @@ void GatewayCore::on_cell_changed(const CellView& view) {
         grown(cell.view.status.recomputed_tokens, view.status.recomputed_tokens));
     metrics_.corrupted_requests.add(
         grown(cell.view.status.corrupted_sequences, view.status.corrupted_sequences));
+    if (view.heartbeats != cell.view.heartbeats) cell.paused = false;
     cell.view = view;
-    cell.paused = false;
   } else {
     cell.view.state = view.state;
     cell.view.reason = view.reason;
@@ -105,7 +106,8 @@ void GatewayCore::on_cell_gone(const Assignment& at, const std::string& reason, 
   for (const auto& [id, sequence] : sequences_) {
     if (sequence.in_cell && journal_.find(id)->at == at) lost.push_back(id);
   }
-  replay(std::move(lost), fmt::format("cell {} is lost: {}", at.cell_id, reason));
+  replay(std::move(lost), Unfinished::kLost,
+         fmt::format("cell {} is lost: {}", at.cell_id, reason));
   for (const auto& stream : touched_) stream->wake();
   touched_.clear();
   refresh();

@@ -38,7 +38,9 @@ TokenVerdict Journal::judge(const Entry& entry, const TokenEvent& event) const {
     const bool clean = event.finish == FinishReason::kStop || event.finish == FinishReason::kLength;
     return !clean || event.index == next ? TokenVerdict::kDeliver : TokenVerdict::kBroken;
   }
-  if (event.finish == FinishReason::kCancelled) return TokenVerdict::kBroken;  // never with a token
+  if (event.finish == FinishReason::kCancelled || event.finish == FinishReason::kRefused) {
+    return TokenVerdict::kBroken;  // never with a token
+  }
   if (event.index < next) return TokenVerdict::kDuplicate;
   if (event.index > next || next >= entry.request.max_new_tokens) return TokenVerdict::kBroken;
   return TokenVerdict::kDeliver;

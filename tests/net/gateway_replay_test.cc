@@ -141,16 +141,72 @@ TEST(GatewayReplay, WhatACellGivesUpGoesToAnother) {
   EXPECT_EQ(failed(h, "cell_lost"), 0);
 }
 
-// It is asked again when it has said that it is there, not at once.
-TEST(GatewayReplay, AFullCellIsAskedAgain) {
+TEST(GatewayReplay, ToGiveUpTwiceIsToGiveUp) {
   GatewayHarness h;
+  ScriptedCell cell(h.port(), cell_info(), false);
+  ASSERT_TRUE(h.wait_ready());
+  auto stream = h.submit(GatewayHarness::request({3}, 2));
+  ASSERT_TRUE(cell.wait_submitted(1));
+  const TokenEvent end{
+      .id = cell.submitted()[0].id, .has_token = false, .finish = FinishReason::kCancelled};
+  cell.endpoint->publish({cell.event(cell.submitted()[0], 0), end, end});
+  ASSERT_TRUE(cell.wait_submitted(2));
+  const SequenceRequest r = cell.submitted()[1];
+  cell.endpoint->publish({cell.event(r, 1, FinishReason::kLength)});
+  EXPECT_EQ(h.read(*stream).choices[0].tokens, expected_tokens({3}, 2));
+  EXPECT_EQ(h.stats().replayed, 1U);
+}
+
+// It is asked again when it has said that it is there, not at once. That is no loss.
+TEST(GatewayReplay, AFullCellIsAskedAgain) {
+  GatewayConfig config;
+  config.max_replays = 0;
+  GatewayHarness h(config);
   ScriptedCell cell(h.port(), cell_info());
-  cell.full = 2;
+  cell.full = 5;
   ASSERT_TRUE(h.wait_ready());
   auto stream = h.submit(GatewayHarness::request({3}, 4));
   const StreamResult result = h.read(*stream);
   EXPECT_EQ(result.choices[0].tokens, expected_tokens({3}, 4));
-  EXPECT_EQ(h.stats().replayed, 2U);
+  EXPECT_EQ(cell.full, 0);
+  EXPECT_EQ(h.stats().replayed, 0U);
+}
+
+// Its end was on the way: another cell would find nothing to do.
+TEST(GatewayReplay, AnAnswerThatLacksOnlyItsEndHasEnded) {
+  GatewayHarness h;
+  auto cell = std::make_unique<ScriptedCell>(h.port(), cell_info(), false);
+  ASSERT_TRUE(h.wait_ready());
+  auto stream = h.submit(GatewayHarness::request({3}, 2));
+  ASSERT_TRUE(cell->wait_submitted(1));
+  const SequenceRequest r = cell->submitted()[0];
+  cell->endpoint->publish({cell->event(r, 0), cell->event(r, 1)});
+  cell.reset();
+  const StreamResult result = h.read(*stream);
+  EXPECT_EQ(result.choices[0].tokens, expected_tokens({3}, 2));
+  EXPECT_EQ(result.choices[0].finish, FinishReason::kLength);
+  EXPECT_EQ(h.stats().replayed, 0U);
+}
+
+// How long an answer may become is settled when it is let in; a smaller cell does not get it.
+TEST(GatewayReplay, ACellWithALessContextIsPassedBy) {
+  GatewayHarness h;
+  auto a = std::make_unique<ScriptedCell>(h.port(), cell_info("a", 1), false);
+  ASSERT_TRUE(h.wait_ready());
+  auto long_one = h.submit(GatewayHarness::request({3}, 10'000));
+  auto short_one = h.submit(GatewayHarness::request({4}, 5));
+  ASSERT_TRUE(a->wait_submitted(2));
+  EXPECT_EQ(a->submitted()[0].max_new_tokens, 4095U);
+  CellInfo small = cell_info("b");
+  small.max_context = 1024;
+  ScriptedCell b(h.port(), small);
+  ASSERT_TRUE(eventually([&] { return h.exporter.gauge<Metric::kCellsReady>().value() == 2; }));
+  a.reset();
+  EXPECT_EQ(h.read(*short_one).choices[0].tokens, expected_tokens({4}, 5));
+  EXPECT_EQ(b.submitted().size(), 1U);
+  ScriptedCell back(h.port(), cell_info("a", 2), false);
+  ASSERT_TRUE(back.wait_submitted(1));
+  EXPECT_EQ(back.submitted()[0].max_new_tokens, 4095U);
 }
 
 // It may be what the cells die of. A token in between shows that it is not.
@@ -177,6 +233,38 @@ TEST(GatewayReplay, AnAnswerThatCellsDieOfEnds) {
   EXPECT_EQ(h.stats().replayed, 3U);
   EXPECT_EQ(h.stats().failed, 1U);
   EXPECT_EQ(failed(h, "cell_lost"), 1);
+}
+
+// Of many that were in cells that died, each gets its turn alone; those that get a token are free.
+TEST(GatewayReplay, WhoIsNearWhatCellsDieOfLivesOn) {
+  GatewayHarness h;
+  std::vector<std::unique_ptr<GenerationStream>> streams;
+  const auto poison = [](const SequenceRequest& r) { return r.tokens[0] == 2; };
+  for (std::uint64_t epoch = 1; epoch <= 4; ++epoch) {
+    ScriptedCell cell(h.port(), cell_info("a", epoch), false);
+    ASSERT_TRUE(h.wait_ready());
+    for (std::int32_t i = 0; streams.size() < 5; ++i) {
+      streams.push_back(h.submit(GatewayHarness::request({i}, 3)));
+    }
+    if (epoch <= 2) {
+      ASSERT_TRUE(cell.wait_submitted(5));
+    }
+    // Answers each with its first token until it has got the one that it dies of.
+    for (std::size_t seen = 0; epoch > 2;) {
+      ASSERT_TRUE(cell.wait_submitted(seen + 1));
+      const SequenceRequest r = cell.submitted()[seen++];
+      if (poison(r)) break;
+      const auto next = static_cast<std::uint32_t>(r.tokens.size()) - r.prompt_tokens;
+      cell.endpoint->publish({cell.event(r, next)});
+    }
+  }
+  ScriptedCell cell(h.port(), cell_info("a", 5));
+  for (std::int32_t i = 0; i < 5; ++i) {
+    const StreamResult result = h.read(*streams[static_cast<std::size_t>(i)]);
+    EXPECT_EQ(result.choices[0].finish, i == 2 ? FinishReason::kError : FinishReason::kLength) << i;
+    EXPECT_EQ(result.choices[0].tokens, expected_tokens({i}, i == 2 ? 0 : 3)) << i;
+  }
+  EXPECT_EQ(h.stats().failed, 1U);
 }
 
 TEST(GatewayReplay, WithoutReplaysAnAnswerEndsWithItsCell) {

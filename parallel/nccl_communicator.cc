@@ -5,6 +5,8 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <future>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -58,13 +60,16 @@ class NcclCommunicator::Watchdog {
   void begin() { began_.store(Clock::now().time_since_epoch().count(), std::memory_order_release); }
   void end() { began_.store(0, std::memory_order_release); }
 
-  // True when the abort was this call's.
-  bool abort() {
-    if (aborted_.exchange(true)) return false;
-    began_.store(Clock::now().time_since_epoch().count(), std::memory_order_release);
-    api_.comm_abort(comm_);
-    began_.store(0, std::memory_order_release);
-    return true;
+  // NCCL's abort waits for kernels of other communicators and for graphs that hold this one to be
+  // destroyed (2.28), which who aborts cannot wait for: it ends the process.
+  void abort() {
+    if (aborted_.exchange(true)) return;
+    const auto returned = std::make_shared<std::promise<void>>();
+    std::thread([api = &api_, comm = comm_, returned] {
+      api->comm_abort(comm);
+      returned->set_value();
+    }).detach();
+    returned->get_future().wait_for(options_.abort_grace);
   }
   bool aborted() const { return aborted_.load(); }
   bool late() const { return late_.load(); }
@@ -247,7 +252,7 @@ void NcclCommunicator::all_gather(const void* mine, void* all, std::size_t bytes
 }
 
 void NcclCommunicator::reduce_scatter_bf16(const void* in, void* out, std::size_t bytes,
-                                               StreamRef stream) {
+                                           StreamRef stream) {
   guarded("nccl reduce_scatter",
           [&] { return api_->reduce_scatter_bf16(in, out, bytes / 2, comm_, stream.handle); });
 }

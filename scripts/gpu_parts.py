@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import datetime
 import glob
+import http.client
 import json
 import os
 import pathlib
@@ -159,7 +160,8 @@ class Run:
                 body(outcome)
             except Skip as why:
                 outcome.status, outcome.detail = "skipped", str(why)
-            except (Failure, subprocess.SubprocessError, OSError, ValueError, KeyError, IndexError) as why:
+            except (Failure, subprocess.SubprocessError, http.client.HTTPException, OSError, ValueError, KeyError,
+                    IndexError) as why:
                 outcome.status, outcome.detail = "failed", f"{type(why).__name__}: {why}"
         outcome.seconds = round(time.monotonic() - begin, 1)
         self.outcomes[name] = outcome

@@ -25,7 +25,9 @@ STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) by
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 # What ptxas says with -v when nothing is wrong.
-QUIET = re.compile(r"^ptxas info\s*:|^\s+\d+ bytes stack frame|^\s*$")
+QUIET = re.compile(r"^ptxas info\s*:(?! \(C\d)|^\s+\d+ bytes stack frame|^\s*$")
+# What it says, as information too, of wgmma that it runs one by one and of register moves that it ignores.
+LOSS = re.compile(r"^ptxas info\s*: (\(C\d.*)$", re.MULTILINE)
 
 
 def record(command: list[str]) -> int:
@@ -34,7 +36,7 @@ def record(command: list[str]) -> int:
     sys.stderr.write("".join(line for line in lines if not QUIET.match(line)))
     if done.returncode == 0 and "-o" in command:
         target = pathlib.Path(command[command.index("-o") + 1] + ".resources")
-        target.write_text("".join(line for line in lines if QUIET.match(line)), encoding="utf-8")
+        target.write_text("".join(line for line in lines if QUIET.match(line) or LOSS.match(line)), encoding="utf-8")
     return done.returncode
 
 
@@ -111,6 +113,10 @@ def table(kernels: dict[tuple[str, str], dict[str, int]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def losses(arguments: list[str]) -> list[str]:
+    return [f"{report.name}: {found}" for report in reports(arguments) for found in LOSS.findall(report.read_text(encoding="utf-8"))]
+
+
 def allowances() -> dict[str, int]:
     """Kernel (without template arguments) -> bytes of stack and spills that it may have."""
     allowed = {}
@@ -147,7 +153,7 @@ def main() -> int:
     if sys.argv[1] == "table":
         TABLE.write_text(table(kernels), encoding="utf-8")
         return 0
-    problems = check(kernels)
+    problems = check(kernels) + losses(sys.argv[2:])
     print("\n".join(problems) if problems else f"{len(kernels)} kernels, no stack and no spills")
     return 1 if problems else 0
 

@@ -56,6 +56,13 @@ class KernelResources(unittest.TestCase):
         self.assertEqual(len(self.problems()), 1)
         self.assertIn("old is not built", self.problems()[0])
 
+    def test_wgmma_one_by_one_is_a_problem(self):
+        self.assertEqual(kernel_resources.losses([str(self.folder)]), [])
+        loss = "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to a call in function 'fat'"
+        (self.folder / "x.o.resources").write_text(REPORT + f"ptxas info    : {loss}\n")
+        self.assertEqual(kernel_resources.losses([str(self.folder)]), [f"x.o.resources: {loss}"])
+        self.assertIsNone(kernel_resources.QUIET.match(f"ptxas info    : {loss}"))
+
     def test_no_reports_is_a_problem(self):
         self.assertEqual(len(kernel_resources.check(kernel_resources.read([str(self.folder / "none.o")]))), 1)
 

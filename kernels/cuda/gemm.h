@@ -70,7 +70,8 @@ GemmWorkspaceSize gemm_workspace(WeightFormat format, std::int64_t max_tokens, s
 GemmWorkspaceSize max_workspace(GemmWorkspaceSize a, GemmWorkspaceSize b);
 
 enum class GemmPath : std::uint8_t {
-  kMma,    // mma.sync, ldmatrix, cp.async: compute capability 8.0 and newer
+  kMma,  // mma.sync, ldmatrix, cp.async: 8.0 and newer, but for 8.6 and 8.9, whose blocks have too
+         // little shared memory (99 KiB) for tiles of 128 rows
   kWgmma,  // wgmma, bulk copies, mbarriers: compute capability 9.0 only
 };
 // The path of the current device.

@@ -283,6 +283,8 @@ class Consumer {
     }
     const std::uint64_t x = wgmma_descriptor(x_slot<C>(smem_, next_.slot) + Half * T::XRows * 128,
                                              0, 1024, Swizzle::k128B);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) wgmma_fence_registers(f.a[i]);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -299,7 +301,9 @@ class Consumer {
     }
   }
 
-  // This warp has read all it wants of the slot.
+  // This warp has read all it wants of the slot, and used it: its values went into products that
+  // are done, so no load is under way when the bulk copy writes there. (PTX asks for a proxy fence
+  // between the two; CUTLASS' mainloop with A from registers has none either.)
   __device__ __forceinline__ void release(int slot) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared_.empty[slot]);

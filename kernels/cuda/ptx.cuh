@@ -22,6 +22,8 @@
 #endif
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define MILLRACE_SM90A 1  // wgmma, setmaxnreg
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#error "compile for 90a, not 90: on Hopper the launchers choose kernels that would be empty"
 #else
 #define MILLRACE_SM90A 0
 #endif

@@ -66,6 +66,12 @@ __device__ __forceinline__ void wgmma_fence_registers(float (&d)[Count]) {
 #pragma unroll
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+// The same for operands: written before wgmma_fence(), and not after it.
+template <int Count>
+__device__ __forceinline__ void wgmma_fence_registers(std::uint32_t (&a)[Count]) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) asm volatile("" : "+r"(a[i])::"memory");
+}
 
 #if MILLRACE_SM90A
 // The assembler wants every accumulator by name: lists of operands, and lists of their numbers.

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -42,6 +43,8 @@ bool is_done(const char* operation, cudaError_t code) {
   return true;
 }
 
+std::atomic<bool> hangs{false};
+
 // Spins for a millisecond, as steps take a few of them, then sleeps between looks.
 template <class Done>
 void wait_done(const char* operation, std::chrono::milliseconds deadline, Done&& done) {
@@ -50,6 +53,7 @@ void wait_done(const char* operation, std::chrono::milliseconds deadline, Done&&
   while (!done()) {
     const auto waited = Clock::now() - start;
     if (deadline != kNoDeadline && waited >= deadline) {
+      hangs = true;
       throw CudaError(operation, kErrorDeadline,
                       fmt::format("not done after {} ms", deadline.count()));
     }
@@ -167,6 +171,8 @@ void Event::synchronize(std::chrono::milliseconds deadline) const {
   wait_done("cudaEventQuery", deadline, [this] { return done(); });
 }
 
+bool device_hangs() noexcept { return hangs; }
+
 float elapsed_ms(const Event& start, const Event& end) {
   float ms = 0.0F;
   check("cudaEventElapsedTime",
@@ -180,7 +186,7 @@ DeviceBuffer::DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
   if (bytes != 0) check("cudaMalloc", cudaMalloc(&data_, bytes));
 }
 DeviceBuffer::~DeviceBuffer() {
-  if (data_ != nullptr) report("cudaFree", cudaFree(data_));
+  if (data_ != nullptr && !hangs) report("cudaFree", cudaFree(data_));
 }
 
 PinnedBuffer::PinnedBuffer(std::size_t bytes) : bytes_(bytes) {
@@ -189,7 +195,7 @@ PinnedBuffer::PinnedBuffer(std::size_t bytes) : bytes_(bytes) {
   std::memset(data_, 0, bytes);
 }
 PinnedBuffer::~PinnedBuffer() {
-  if (data_ != nullptr) report("cudaFreeHost", cudaFreeHost(data_));
+  if (data_ != nullptr && !hangs) report("cudaFreeHost", cudaFreeHost(data_));
 }
 
 namespace {
@@ -255,7 +261,7 @@ Graph Graph::end_capture(StreamRef stream) {
 }
 
 Graph::~Graph() {
-  if (exec_ == nullptr) return;
+  if (exec_ == nullptr || hangs) return;
   const std::unique_ptr<GraphState> state(static_cast<GraphState*>(exec_));
   report("cudaGraphExecDestroy", cudaGraphExecDestroy(state->exec));
 }

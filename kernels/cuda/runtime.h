@@ -113,6 +113,9 @@ inline constexpr std::chrono::milliseconds kNoDeadline{-1};
 // Waits until all work of the stream is done, by polling (with short sleeps after the first
 // millisecond). Past the deadline throws CudaError(kErrorDeadline): the device or a peer hangs.
 void synchronize(StreamRef stream, std::chrono::milliseconds deadline);
+// A wait has passed its deadline: kernels may hang, and to free memory is to wait for them. From
+// then on buffers and graphs are left to the end of the process, which should come soon.
+bool device_hangs() noexcept;
 // True when all work of the stream is done; throws when it failed.
 bool done(StreamRef stream);
 

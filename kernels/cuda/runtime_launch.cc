@@ -16,8 +16,9 @@
 namespace millrace::kernels::cuda {
 namespace {
 
-// What a block gets without asking.
-constexpr std::size_t kPlainSmemBytes = 48 << 10;
+// A block gets 48 KiB without asking, its static memory included, of which kernels with dynamic
+// memory have at most 32.
+constexpr std::size_t kPlainSmemBytes = 16 << 10;
 
 // A kernel on a device: what it was given, and what it is.
 struct KernelState {

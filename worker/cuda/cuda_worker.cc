@@ -24,6 +24,8 @@ constexpr std::size_t kMaxInFlight = 2;
 
 // As worker/worker.cc.
 constexpr milliseconds kReportInterval{500};
+// A step takes some milliseconds, of which a sleep would take an eighth.
+constexpr parallel::BackoffPolicy kStepWait{.yield = milliseconds(10)};
 
 // Every sequence that runs goes on by one token, and nothing but the next token is wanted.
 bool decodes_only(const StepPlan& plan) {
@@ -219,8 +221,7 @@ bool CudaWorker::oldest_is_done() {
 }
 
 const StepResult& CudaWorker::collect() {
-  const parallel::BackoffPolicy policy;
-  for (parallel::Backoff backoff(policy); !oldest_is_done(); backoff.pause()) {
+  for (parallel::Backoff backoff(kStepWait); !oldest_is_done(); backoff.pause()) {
   }
   const InFlight oldest = in_flight_.front();
   in_flight_.erase(in_flight_.begin());
@@ -251,8 +252,7 @@ const StepResult& CudaWorker::execute(const StepPlan& plan) {
 // Takes plans while there is room for a step, and answers as steps are done.
 void CudaWorker::run() {
   PlanReceiver receiver(*cell_.world);
-  const parallel::BackoffPolicy policy;
-  parallel::Backoff backoff(policy);
+  parallel::Backoff backoff(kStepWait);
   while (true) {
     const bool room = in_flight_.size() < kMaxInFlight;
     const StepPlan* plan = nullptr;
@@ -266,7 +266,7 @@ void CudaWorker::run() {
       backoff.pause();
       continue;
     }
-    backoff = parallel::Backoff(policy);
+    backoff = parallel::Backoff(kStepWait);
   }
   while (!in_flight_.empty()) answer(receiver);
 }

@@ -245,17 +245,23 @@ __global__ void __launch_bounds__(128, 1)
   for (int i = 0; i < N / 2; ++i) d[i] = 1000.0F;  // the first product overwrites it
   const int row = thread / 32 * 16 + thread % 32 / 4;
   const int q = thread % 4;
+  std::uint32_t fragments[4][4] = {};
+  if constexpr (ARegisters) {
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      const int i = j % 4;
+      const std::uint16_t* at = a + (row + 8 * (i % 2)) * 64 + j / 4 * 16 + 2 * q + 8 * (i / 2);
+      fragments[j / 4][i] = at[0] | static_cast<std::uint32_t>(at[1]) << 16;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) wgmma_fence_registers(fragments[k]);
+  }
   wgmma_fence_registers(d);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 64; k += 16) {
     if constexpr (ARegisters) {
-      std::uint32_t fragment[4];
-      for (int i = 0; i < 4; ++i) {
-        const std::uint16_t* at = a + (row + 8 * (i % 2)) * 64 + k + 2 * q + 8 * (i / 2);
-        fragment[i] = at[0] | static_cast<std::uint32_t>(at[1]) << 16;
-      }
-      wgmma_m64k16_bf16<N, TransB>(d, fragment, describe(ob, tile_b, N, k), k > 0);
+      wgmma_m64k16_bf16<N, TransB>(d, fragments[k / 16], describe(ob, tile_b, N, k), k > 0);
     } else {
       wgmma_m64k16_bf16<N, TransA, TransB>(d, describe(oa, smem, 64, k), describe(ob, tile_b, N, k),
                                            k > 0);
@@ -327,6 +333,7 @@ TEST_F(Sm90, WgmmaWithAInRegisters) {
   check_product<8, false, false, true>(Swizzle::k128B, Swizzle::k128B);
   check_product<64, false, false, true>(Swizzle::k128B, Swizzle::k128B);
   check_product<64, false, true, true>(Swizzle::k128B, Swizzle::k128B);
+  check_product<96, false, false, true>(Swizzle::k128B, Swizzle::k128B);
   check_product<256, false, false, true>(Swizzle::k128B, Swizzle::k64B);
 }
 

@@ -1,5 +1,9 @@
-// Part of kernels_cuda_test only: without a device its tests are skipped rather than passed.
+// Part of the tests on devices only: without one they are skipped rather than passed, and after a
+// wait in vain no further one is begun, as each would wait for the kernel that hangs.
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdio>
 
 #include "kernels/cuda/runtime.h"
 
@@ -12,7 +16,19 @@ class RequireDevice : public testing::Environment {
   }
 };
 
-[[maybe_unused]] testing::Environment* const registered =
-    testing::AddGlobalTestEnvironment(new RequireDevice);
+class EndAtAHang : public testing::EmptyTestEventListener {
+  void OnTestEnd(const testing::TestInfo&) override {
+    if (!millrace::kernels::cuda::device_hangs()) return;
+    std::puts("the device hangs: no further test of this process");
+    std::fflush(nullptr);
+    _exit(3);  // whatever else ends a process may wait for the device
+  }
+};
+
+[[maybe_unused]] const bool registered = [] {
+  testing::AddGlobalTestEnvironment(new RequireDevice);
+  testing::UnitTest::GetInstance()->listeners().Append(new EndAtAHang);
+  return true;
+}();
 
 }  // namespace

@@ -404,6 +404,22 @@ TEST_F(Nccl, AbortIsDoneOnce) {
   EXPECT_TRUE(fake().calls.empty()) << "nothing is given to an aborted communicator";
 }
 
+// The error is told all the same, and soon: who hears it ends the process.
+TEST_F(Nccl, AnAbortThatWaitsForAGraphIsNotWaitedFor) {
+  with_rank([&](Communicator& host) {
+    NcclCommunicator::Options options;
+    options.abort_grace = milliseconds(60);
+    options.stuck = [] { ADD_FAILURE() << "the error should be told first"; };
+    NcclCommunicator comm(testing::fake_nccl_api(), host, options);
+    fake().async_error = kNcclRemoteError;
+    fake().abort_hangs = true;
+    EXPECT_THAT(failure([&] { comm.check(); }), HasSubstr("remote error"));
+  });
+  EXPECT_EQ(fake().aborts, 1);
+  fake().release = true;  // the abort's thread goes
+  std::this_thread::sleep_for(milliseconds(20));
+}
+
 TEST_F(Nccl, AnAbortThatDoesNotHelpEndsTheProcess) {
   std::atomic<int> stuck{0};
   with_rank([&](Communicator& host) {

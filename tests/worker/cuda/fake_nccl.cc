@@ -61,6 +61,7 @@ parallel::NcclApi table(bool all_to_all) {
   };
   api.comm_abort = [](Comm) {
     ++fake_nccl().aborts;
+    while (fake_nccl().abort_hangs && !fake_nccl().release) pause();
     return parallel::kNcclSuccess;
   };
   api.comm_get_async_error = [](Comm, int* error) {

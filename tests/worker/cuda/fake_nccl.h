@@ -30,6 +30,7 @@ struct FakeNccl {
   bool call_hangs = false;     // until abort, or with abort_does_nothing until release
   bool destroy_hangs = false;  // likewise
   bool abort_does_nothing = false;
+  std::atomic<bool> abort_hangs{false};  // until release, as NCCL's does while a graph holds it
   int async_error = 0;
   std::atomic<bool> release{false};
   std::atomic<int> ids{0};  // made

@@ -136,6 +136,8 @@ void wgmma_wait(MILLRACE_WHERE) {
 }
 template <int Count>
 void wgmma_fence_registers(float (&)[Count]) {}
+template <int Count>
+void wgmma_fence_registers(std::uint32_t (&)[Count]) {}
 
 template <int N, bool TransA = false, bool TransB = false>
 void wgmma_m64k16_bf16(float (&d)[N / 2], std::uint64_t a, std::uint64_t b,

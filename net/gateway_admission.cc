@@ -13,7 +13,8 @@ namespace millrace::net {
 namespace asio = boost::asio;
 
 Result<std::unique_ptr<GenerationStream>> GatewayCore::submit(GenerateRequest request) {
-  if (auto ok = check(request); !ok) return ok.error();
+  const std::uint32_t context = max_context_;
+  if (auto ok = check(request, context); !ok) return ok.error();
   if (draining_) return refuse_draining();
   if (!ready_) {
     ++rejected_no_cell_;
@@ -30,9 +31,9 @@ Result<std::unique_ptr<GenerationStream>> GatewayCore::submit(GenerateRequest re
   metrics_.params_n.observe(request.n);
   metrics_.params_max_tokens.observe(request.max_new_tokens);
   // Decided now: the answer may not depend on the cell that happens to end it.
-  if (const std::uint32_t context = max_context_; context != 0) {
+  if (context != 0) {
     const auto prompt = static_cast<std::uint32_t>(request.prompt.size());
-    request.max_new_tokens = std::min(request.max_new_tokens, context - std::min(prompt, context));
+    request.max_new_tokens = std::min(request.max_new_tokens, context - prompt);
   }
   auto state = std::make_shared<StreamState>();
   StreamWaits::watch(strand_, state);
@@ -62,14 +63,13 @@ Error GatewayCore::refuse_draining() {
   return {ErrorCode::kUnavailable, "", "the server is draining; send the request elsewhere"};
 }
 
-Result<void> GatewayCore::check(const GenerateRequest& request) const {
+Result<void> GatewayCore::check(const GenerateRequest& request, std::uint32_t context) const {
   if (request.prompt.empty()) return invalid("prompt", "must have at least one token");
   if (request.n == 0) return invalid("n", "must be at least 1");
   const bool draws = request.max_new_tokens > 0;
   if (!draws && !request.sampling.prompt_logprobs) {
     return invalid("max_tokens", "must be at least 1 where no prompt log-probabilities are asked");
   }
-  const std::uint32_t context = max_context_;
   const std::uint32_t room = draws ? context - 1 : context;
   if (context != 0 && request.prompt.size() > room) {
     return invalid("prompt",
@@ -137,12 +137,15 @@ void GatewayCore::admit(const GenerateRequest& request, RequestId first_id,
 }
 
 // Hands waiting sequences to cells, oldest first, as long as one has room. What no cell with room
-// may take is passed by.
+// may take is passed by; where it waits for its turn alone, those that pass it by find no room but
+// slots, so that it need not stand behind them in the cell.
 void GatewayCore::pump() {
-  const auto has_room = [this](const auto& entry) { return room(entry.second) > 0; };
+  std::uint32_t depth = config_.cell_queue_depth;
+  const auto has_room = [&](const auto& entry) { return room(entry.second, depth) > 0; };
   for (auto it = queue_.begin(); it != queue_.end() && std::ranges::any_of(cells_, has_room);) {
-    Cell* cell = freest_cell_for(*it);
+    Cell* cell = freest_cell_for(*it, depth);
     if (cell == nullptr) {
+      if (suspicious(sequences_.at(*it))) depth = 0;
       ++it;
     } else if (dispatch(*it, *cell)) {
       it = queue_.erase(it);
@@ -151,19 +154,20 @@ void GatewayCore::pump() {
 }
 
 // Sequences that the cell takes now.
-std::int64_t GatewayCore::room(const Cell& cell) const {
+std::int64_t GatewayCore::room(const Cell& cell, std::uint32_t queue_depth) const {
   if (!cell.connected || cell.paused || cell.view.state != CellState::kHealthy) return 0;
-  return std::int64_t{cell.view.info.max_sequences} + config_.cell_queue_depth - cell.assigned;
+  return std::int64_t{cell.view.info.max_sequences} + queue_depth - cell.assigned;
 }
 
-GatewayCore::Cell* GatewayCore::freest_cell_for(RequestId id) {
+GatewayCore::Cell* GatewayCore::freest_cell_for(RequestId id, std::uint32_t queue_depth) {
   const SequenceRequest& request = journal_.find(id)->request;
   const std::uint64_t length = std::uint64_t{request.prompt_tokens} + request.max_new_tokens;
+  const bool alone = suspicious(sequences_.at(id));
   Cell* best = nullptr;
   std::int64_t best_room = 0;
   for (auto& [name, cell] : cells_) {
-    if (length > cell.view.info.max_context || !may_share(sequences_.at(id), cell)) continue;
-    if (const std::int64_t free = room(cell); free > best_room) {
+    if (length > cell.view.info.max_context || (alone && cell.suspects > 0)) continue;
+    if (const std::int64_t free = room(cell, queue_depth); free > best_room) {
       best = &cell;
       best_room = free;
     }
@@ -184,7 +188,6 @@ bool GatewayCore::dispatch(RequestId id, Cell& cell) {
   journal_.assign(id, cell.at);
   Sequence& sequence = sequences_.at(id);
   sequence.in_cell = true;
-  sequence.stream->dispatched = true;
   ++cell.assigned;
   suspect(sequence, cell);
   release(1, sequence.prompt_tokens);
@@ -216,7 +219,12 @@ void GatewayCore::expire(RequestId id, std::chrono::milliseconds limit) {
   ++stats_.queue_timeouts;
   const std::string sentence =
       fmt::format("waited {} ms in the queue, which is the limit; try again later", limit.count());
-  if (stream->dispatched) {
+  const bool begun = std::ranges::any_of(stream->ids, [this](RequestId other) {
+    if (other == 0) return true;  // has ended
+    const Sequence& s = sequences_.at(other);
+    return s.in_cell || s.generated > 0 || s.fruitless > 0;
+  });
+  if (begun) {
     fail_sequence(id, FailureCause::kQueueTimeout, sentence);
   } else {
     fail_stream(*stream, FailureCause::kQueueTimeout,

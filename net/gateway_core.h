@@ -96,7 +96,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   };
 
   // Admission (any thread).
-  Result<void> check(const GenerateRequest& request) const;
+  Result<void> check(const GenerateRequest& request, std::uint32_t context) const;
   Error refuse_draining();
   Result<void> reserve(std::uint64_t sequences, std::uint64_t tokens);
   void release(std::uint64_t sequences, std::uint64_t tokens);
@@ -105,8 +105,8 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   void admit(const GenerateRequest& request, RequestId first_id,
              const std::shared_ptr<StreamState>& stream, Clock::time_point now);
   void pump();
-  std::int64_t room(const Cell& cell) const;
-  Cell* freest_cell_for(RequestId id);
+  std::int64_t room(const Cell& cell, std::uint32_t queue_depth) const;
+  Cell* freest_cell_for(RequestId id, std::uint32_t queue_depth);
   bool dispatch(RequestId id, Cell& cell);
   void expire_queue(Clock::time_point now);
   void expire(RequestId id, std::chrono::milliseconds limit);
@@ -117,7 +117,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   void replay(std::vector<RequestId> ids, Unfinished how, const std::string& reason);
   void requeue(RequestId id);
   void leave_cell(RequestId id);
-  bool may_share(const Sequence& sequence, const Cell& cell) const;
+  static bool suspicious(const Sequence& sequence);
   void suspect(Sequence& sequence, Cell& cell);
   void absolve(RequestId id, Sequence& sequence);
   Cell* cell_of(RequestId id);

@@ -77,21 +77,24 @@ void GatewayCore::leave_cell(RequestId id) {
   if (Cell* cell = cell_of(id)) --cell->assigned;
 }
 
-bool GatewayCore::may_share(const Sequence& sequence, const Cell& cell) const {
-  return sequence.fruitless < kSuspicious || cell.suspects == 0;
-}
+bool GatewayCore::suspicious(const Sequence& sequence) { return sequence.fruitless >= kSuspicious; }
 
 // It has just been handed to the cell.
 void GatewayCore::suspect(Sequence& sequence, Cell& cell) {
-  if (sequence.fruitless < kSuspicious) return;
+  if (!suspicious(sequence)) return;
   sequence.suspect = true;
   ++cell.suspects;
 }
 
-// It has got a token, or leaves its cell.
+// It has got a token, or leaves its cell: the next one's turn. That their turns come one by one is
+// no want of cells, so the wait of the others begins again; there is one fewer of them each time.
 void GatewayCore::absolve(RequestId id, Sequence& sequence) {
   if (!std::exchange(sequence.suspect, false)) return;
   if (Cell* cell = cell_of(id)) --cell->suspects;
+  for (const RequestId waiting : queue_) {
+    Sequence& other = sequences_.at(waiting);
+    if (suspicious(other)) other.queued = Clock::now();
+  }
 }
 
 // The cell that it was handed to, unless that has been started anew.

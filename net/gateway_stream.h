@@ -27,7 +27,6 @@ struct StreamBatch {
 struct StreamState {
   std::vector<RequestId> ids;  // one per choice; 0 once that choice has finished
   std::uint32_t open_choices = 0;
-  bool dispatched = false;  // at least one choice has reached a cell
   std::vector<ChoiceEvent> buffer;
   std::optional<Error> error;
   std::function<void(StreamBatch)> waiter;  // the consumer waits for something

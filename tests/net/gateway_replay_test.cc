@@ -267,6 +267,32 @@ TEST(GatewayReplay, WhoIsNearWhatCellsDieOfLivesOn) {
   EXPECT_EQ(h.stats().failed, 1U);
 }
 
+TEST(GatewayReplay, WhoWaitsForItsTurnDoesNotStandBehindNewRequests) {
+  GatewayHarness h;  // its cells may have eight waiting
+  std::vector<std::unique_ptr<GenerationStream>> streams;
+  for (std::uint64_t epoch = 1; epoch <= 2; ++epoch) {
+    ScriptedCell cell(h.port(), cell_info("a", epoch, 2), false);
+    ASSERT_TRUE(h.wait_ready());
+    for (std::int32_t i = 0; epoch == 1 && i < 2; ++i) {
+      streams.push_back(h.submit(GatewayHarness::request({i}, 3)));
+    }
+    ASSERT_TRUE(cell.wait_submitted(2));
+  }
+  ScriptedCell cell(h.port(), cell_info("a", 3, 2), false);
+  ASSERT_TRUE(cell.wait_submitted(1));
+  for (std::int32_t i = 0; i < 5; ++i) {
+    streams.push_back(h.submit(GatewayHarness::request({10 + i}, 3)));
+  }
+  ASSERT_TRUE(cell.wait_submitted(2));  // one beside the first
+  std::this_thread::sleep_for(50ms);
+  EXPECT_EQ(cell.submitted().size(), 2U);
+  cell.endpoint->publish({cell.event(cell.submitted()[0], 0)});
+  ASSERT_TRUE(cell.wait_submitted(3));
+  EXPECT_EQ(cell.submitted()[0].tokens[0], 0);
+  EXPECT_EQ(cell.submitted()[1].tokens[0], 10);
+  EXPECT_EQ(cell.submitted()[2].tokens[0], 1);
+}
+
 TEST(GatewayReplay, WithoutReplaysAnAnswerEndsWithItsCell) {
   GatewayConfig config;
   config.max_replays = 0;

@@ -222,7 +222,7 @@ void GatewayCore::expire(RequestId id, std::chrono::milliseconds limit) {
   const bool begun = std::ranges::any_of(stream->ids, [this](RequestId other) {
     if (other == 0) return true;  // has ended
     const Sequence& s = sequences_.at(other);
-    return s.in_cell || s.generated > 0 || s.fruitless > 0;
+    return s.in_cell || s.fruitless > 0;
   });
   if (begun) {
     fail_sequence(id, FailureCause::kQueueTimeout, sentence);

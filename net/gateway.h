@@ -11,9 +11,8 @@
 //   its consumer is too slow           next() gives kResourceExhausted,
 //                                      "gateway.stream_buffer_tokens"
 //   gateway stopped                    next() gives kUnavailable
-//   its cell died or gave it up        nothing: it waits, in front of what has not begun, for a
-//   cell
-//                                      that goes on after the last token delivered (contract C2)
+//   its cell died or gave it up        nothing: it waits in front of what has not begun, and the
+//                                      next cell goes on after its last token (contract C2)
 //   no cell does so in time, or the    the choice gets a TokenEvent without token, kError and a
 //   next ones die over it as well      sentence; likewise when its cell refuses it for good
 #pragma once
@@ -61,7 +60,7 @@ struct GatewayStats {
   std::uint64_t cancelled = 0;
   std::uint64_t failed = 0;          // ended with an error event
   std::uint64_t replayed = 0;        // times that a sequence went back to the queue
-  std::uint64_t queue_timeouts = 0;  // before the first cell
+  std::uint64_t queue_timeouts = 0;  // of what no cell had begun
   std::uint64_t slow_consumers = 0;
   JournalStats journal;
   CellLinkStats links;

@@ -260,6 +260,9 @@ SchedulerLimits CellSetup::scheduler_limits() const {
   limits.max_waiting = static_cast<std::uint32_t>(config.scheduler.max_waiting);
   limits.vocab_size = model.vocab_size;
   limits.exchange = config.scheduler.exchange;
+  limits.prefix_cache = config.cache.prefix;
+  const auto conv = std::ranges::count(model.layers, LayerKind::kShortConv);
+  limits.state_tokens = static_cast<std::uint32_t>(conv * (model.conv_l_cache - 1));
   const AsyncSteps async = config.scheduler.async;
   limits.async = config.grid.stages == 1 && (async == AsyncSteps::kAlways ||
                                              (async == AsyncSteps::kAuto && on_devices(config)));

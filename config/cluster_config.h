@@ -241,6 +241,7 @@ struct CacheSection {
   KvDtype kv_dtype = KvDtype::kBf16;
   std::int32_t max_sequences = 32;
   std::int64_t max_context_tokens = 0;
+  bool prefix = true;
 
   template <class Self, class Visitor>
   static void fields(Self& s, Visitor&& v) {
@@ -273,6 +274,10 @@ struct CacheSection {
        "cache if that is smaller.",
        0, kMaxTokens},
       s.max_context_tokens);
+    v({"prefix",
+       "Whether a sequence goes on behind what its lane has computed of the same beginning: KV "
+       "blocks stay until their room is needed. The tokens are the same either way."},
+      s.prefix);
   }
 };
 

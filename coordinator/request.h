@@ -45,6 +45,9 @@ struct TokenEvent {
   // In the first event of a sequence from its cell: how long before the event the cell had put it
   // into a step for the first time. Otherwise 0.
   std::uint32_t since_scheduled_us = 0;
+  // In the first event with a token of a sequence from its cell: how many of its tokens the cell
+  // had from the prefix cache and did not compute. Otherwise 0.
+  std::uint32_t cached_tokens = 0;
 
   bool operator==(const TokenEvent&) const = default;
 };
@@ -83,13 +86,16 @@ struct CellStatus {
   std::uint64_t steps = 0;  // steps finished since start
   std::uint32_t running = 0;
   std::uint32_t waiting = 0;
-  std::uint64_t kv_tokens_used = 0;
+  std::uint64_t kv_tokens_used = 0;    // held by running sequences
+  std::uint64_t kv_tokens_cached = 0;  // beside those: beginnings that may be used again
   std::uint64_t preemptions = 0;
   std::uint64_t prompt_tokens = 0;  // prefilled since start
   std::uint64_t generated_tokens = 0;
-  std::uint64_t recomputed_tokens = 0;    // computed again after a preemption
-  std::uint64_t corrupted_sequences = 0;  // ended because their logits were not finite
-  std::uint32_t ms_since_progress = 0;    // 0 when idle
+  std::uint64_t recomputed_tokens = 0;      // computed again after a preemption
+  std::uint64_t prefix_queried_tokens = 0;  // that sequences might have found in the prefix cache
+  std::uint64_t prefix_hit_tokens = 0;      // and did find: they were not computed
+  std::uint64_t corrupted_sequences = 0;    // ended because their logits were not finite
+  std::uint32_t ms_since_progress = 0;      // 0 when idle
   bool draining = false;
 
   bool operator==(const CellStatus&) const = default;

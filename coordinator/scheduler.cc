@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <tuple>
 #include <utility>
 
 #include "config/check.h"
@@ -11,7 +12,7 @@
 namespace millrace {
 
 Scheduler::Lane::Lane(const SchedulerLimits& limits)
-    : pool(limits.blocks), cohort_size(limits.stages, 0) {
+    : pool(limits.blocks, limits.block_tokens), cohort_size(limits.stages, 0) {
   for (SlotId slot = limits.max_sequences; slot-- > 0;) free_slots.push_back(slot);
 }
 
@@ -131,7 +132,7 @@ void Scheduler::start_running(Sequence& sequence, std::uint32_t lane_index) {
       std::min_element(lane.cohort_size.begin(), lane.cohort_size.end()) -
       lane.cohort_size.begin());
   ++lane.cohort_size[sequence.cohort];
-  sequence.scheduled = 0;
+  sequence.scheduled = sequence.cached = 0;
   sequence.announced = false;
   // Oldest first, so that a sequence that was preempted keeps its place.
   const auto older = [](const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; };
@@ -141,8 +142,8 @@ void Scheduler::start_running(Sequence& sequence, std::uint32_t lane_index) {
 
 void Scheduler::stop_running(Sequence& sequence) {
   Lane& lane = lanes_[sequence.lane];
-  lane.pool.release(sequence.blocks);
-  sequence.blocks.clear();
+  publish(sequence);
+  sequence.blocks.release(lane.pool);
   lane.free_slots.push_back(sequence.slot);
   --lane.cohort_size[sequence.cohort];
   lane.running.erase(std::find(lane.running.begin(), lane.running.end(), &sequence));
@@ -158,21 +159,34 @@ void Scheduler::preempt(Sequence& sequence) {
   waiting_.insert(std::upper_bound(waiting_.begin(), waiting_.end(), &sequence, older), &sequence);
 }
 
+// The lane with the least to do, or one that has slightly more and knows more of the beginning.
 std::optional<std::uint32_t> Scheduler::pick_lane(const Sequence& sequence) const {
-  std::optional<std::uint32_t> best;
+  struct Candidate {
+    std::uint32_t lane;
+    std::uint32_t known_blocks;
+    std::size_t running;
+    std::uint32_t blocks_held;
+  };
+  std::vector<Candidate> candidates;
+  std::size_t fewest = std::numeric_limits<std::size_t>::max();
   for (std::uint32_t i = 0; i < limits_.lanes; ++i) {
     const Lane& lane = lanes_[i];
     if (lane.free_slots.empty()) continue;
+    const auto reach = SequenceBlocks{}.reach(lane.pool, findable(sequence), limits_.block_tokens);
     // One spare block per running sequence keeps a new arrival from being preempted straight away.
-    const std::size_t wanted = blocks_for(sequence.size()) + lane.running.size();
+    const std::size_t wanted = blocks_for(sequence.size()) - reach.held + lane.running.size();
     if (lane.pool.available() < wanted) continue;
-    const auto load = [this](std::uint32_t l) {
-      return std::pair(lanes_[l].running.size(),
-                       lanes_[l].pool.capacity() - lanes_[l].pool.available());
-    };
-    if (!best || load(i) < load(*best)) best = i;
+    candidates.push_back(
+        {i, reach.blocks, lane.running.size(), lane.pool.capacity() - lane.pool.available()});
+    fewest = std::min(fewest, lane.running.size());
   }
-  return best;
+  if (candidates.empty()) return std::nullopt;
+  const std::size_t most = fewest + std::max<std::size_t>(1, limits_.max_sequences / 8);
+  const auto rank = [most](const Candidate& c) {
+    const std::uint32_t known = c.running <= most ? c.known_blocks : 0;
+    return std::tuple(-std::int64_t{known}, c.running, c.blocks_held);
+  };
+  return std::ranges::min_element(candidates, {}, rank)->lane;
 }
 
 void Scheduler::admit_waiting() {
@@ -220,15 +234,59 @@ std::vector<std::int32_t> Scheduler::prompt_targets(const Sequence& sequence,
   return any ? targets : std::vector<std::int32_t>{};
 }
 
+std::span<const std::int32_t> Scheduler::findable(const Sequence& sequence) const {
+  const bool every_token =
+      sequence.request.sampling.prompt_logprobs && !sequence.prompt_logprobs_sent;
+  if (!limits_.prefix_cache || every_token) return {};
+  return std::span(sequence.tokens).first(sequence.tokens.size() - 1);
+}
+
+void Scheduler::skip_cached(Sequence& sequence, LaneDraft& draft) {
+  const std::span<const std::int32_t> tokens = findable(sequence);
+  BlockPool& pool = lanes_[sequence.lane].pool;
+  const std::uint32_t known = sequence.scheduled / limits_.block_tokens;
+  // What a plan says of blocks stays in proportion to its tokens; the rest comes with the next one.
+  const std::uint32_t room = limits_.max_step_tokens - draft.adopted_blocks;
+  const std::uint32_t blocks =
+      std::min(sequence.blocks.reach(pool, tokens, limits_.block_tokens).blocks, known + room);
+  const std::uint32_t end = blocks * limits_.block_tokens;
+  const std::uint32_t begin = end - std::min(end, limits_.state_tokens);
+  if (begin <= sequence.scheduled) return;
+  sequence.blocks.adopt(pool, tokens, limits_.block_tokens, blocks);
+  draft.adopted_blocks += blocks - known;
+  if (sequence.computed == 0) {
+    sequence.skipped += begin - sequence.scheduled;
+    prefix_hit_tokens_ += begin - sequence.scheduled;
+  }
+  sequence.scheduled = begin;
+  sequence.cached = end;
+}
+
+// Plans are executed in order, and this sequence's blocks are in one that has gone out or goes out
+// before all others.
+void Scheduler::publish(Sequence& sequence) {
+  if (!limits_.prefix_cache) return;
+  const std::uint32_t known = std::min(sequence.scheduled, sequence.size());
+  sequence.blocks.publish(lanes_[sequence.lane].pool, std::span(sequence.tokens).first(known),
+                          limits_.block_tokens);
+}
+
+// None of what it has computed may reach another answer.
+void Scheduler::forget(Sequence& sequence) {
+  sequence.blocks.forget(lanes_[sequence.lane].pool);
+  sequence.scheduled = sequence.cached = 0;
+}
+
 bool Scheduler::add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& draft) {
-  const std::uint32_t have = static_cast<std::uint32_t>(sequence.blocks.size());
-  const std::uint32_t need = blocks_for(sequence.scheduled + tokens);
-  Chunk chunk;
+  const std::uint32_t have = sequence.blocks.size();
+  const std::uint32_t need = blocks_for(std::max(sequence.scheduled + tokens, sequence.cached));
   if (need > have) {
     if (!make_room(sequence, need - have, draft)) return false;
-    lanes_[sequence.lane].pool.allocate(need - have, chunk.new_blocks);
-    sequence.blocks.insert(sequence.blocks.end(), chunk.new_blocks.begin(), chunk.new_blocks.end());
+    sequence.blocks.grow(lanes_[sequence.lane].pool, need - have);
   }
+  Chunk chunk;
+  chunk.new_blocks = sequence.blocks.take_news();
+  chunk.cached = sequence.cached;
   if (!sequence.announced) {
     SequenceStart start{
         sequence.slot, sequence.request.sampling, sequence.request.prompt_tokens, {}};
@@ -248,7 +306,10 @@ bool Scheduler::add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& d
       sequence.request.max_new_tokens > 0 && sequence.scheduled + tokens == sequence.length();
   chunk.prompt_targets = prompt_targets(sequence, tokens);
   if (chunk.sample) ++sequence.unknown;
-  if (!std::exchange(sequence.planned, true)) first_planned_.push_back(sequence.request.id);
+  if (!std::exchange(sequence.planned, true)) {
+    first_planned_.push_back(sequence.request.id);
+    prefix_queried_tokens_ += findable(sequence).size();
+  }
   if (sequence.scheduled < sequence.computed) {
     recomputed_tokens_ += std::min(tokens, sequence.computed - sequence.scheduled);
   }
@@ -258,6 +319,7 @@ bool Scheduler::add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& d
   draft.plan.chunks.push_back(std::move(chunk));
   sequence.scheduled += tokens;
   ++sequence.plans_in_flight;
+  publish(sequence);
   return true;
 }
 
@@ -285,6 +347,7 @@ Scheduler::LaneDraft Scheduler::draft_lane(std::uint32_t lane_index, std::uint32
   }
   for (Sequence* s : running) {
     if (!still_running(s) || s->decoding() || s->scheduled >= s->size()) continue;
+    if (draft.tokens < limits_.max_step_tokens) skip_cached(*s, draft);
     const std::uint32_t budget = limits_.max_step_tokens - draft.tokens;
     const std::uint32_t tokens =
         std::min({budget, limits_.prefill_chunk_tokens, s->size() - s->scheduled});
@@ -461,6 +524,7 @@ void Scheduler::take_sampled(Sequence& sequence, const SampledToken& sampled, Ev
     event.error = "the model's logits were not finite, so no token could be drawn";
     events.tokens.push_back(std::move(event));
     ++corrupted_sequences_;
+    forget(sequence);
     erase(sequence);
     return;
   }
@@ -472,6 +536,7 @@ void Scheduler::take_sampled(Sequence& sequence, const SampledToken& sampled, Ev
   event.index = sequence.generated() - 1;
   event.token = sampled.chosen;
   event.top = sampled.top;
+  if (!std::exchange(sequence.skipped_told, true)) event.cached_tokens = sequence.skipped;
   const bool is_stop = std::find(request.stop_token_ids.begin(), request.stop_token_ids.end(),
                                  sampled.chosen.token) != request.stop_token_ids.end();
   if (is_stop && sequence.generated() > request.min_new_tokens) {
@@ -493,11 +558,14 @@ CellStatus Scheduler::status() const {
     status.running += static_cast<std::uint32_t>(lane.running.size());
     status.kv_tokens_used +=
         std::uint64_t{lane.pool.capacity() - lane.pool.available()} * limits_.block_tokens;
+    status.kv_tokens_cached += std::uint64_t{lane.pool.idle()} * limits_.block_tokens;
   }
   status.preemptions = preemptions_;
   status.prompt_tokens = prompt_tokens_;
   status.generated_tokens = generated_tokens_;
   status.recomputed_tokens = recomputed_tokens_;
+  status.prefix_queried_tokens = prefix_queried_tokens_;
+  status.prefix_hit_tokens = prefix_hit_tokens_;
   status.corrupted_sequences = corrupted_sequences_;
   return status;
 }

@@ -15,6 +15,13 @@
 // gone out already: what that one draws for the sequence is dropped, and its blocks are free for
 // the plans after it, which the workers execute later. At most one token of a sequence is unknown
 // when a plan is made. A preempted sequence waits until it is known.
+//
+// Prefix cache: what a plan computes, later plans use, and sequences behind it in the same plan,
+// since each layer writes the KV of all its tokens before any of them looks back. So a sequence
+// goes on behind the longest beginning that its lane holds, at its first chunk or at any later one:
+// several that begin alike and arrive together divide the work of it. The state of the short
+// convolutions is not kept: the `state_tokens` tokens before are run again, over the cached KV and
+// without writing any, which rebuilds it exactly (worker/step.h).
 #pragma once
 
 #include <cstdint>
@@ -23,6 +30,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -49,6 +57,9 @@ struct SchedulerLimits {
   std::int32_t vocab_size = 0;
   ExchangeChoice exchange = ExchangeChoice::kAuto;
   bool async = false;  // two plans in flight; with one stage only (CHECK)
+  bool prefix_cache = false;
+  // How many tokens rebuild the state behind them: (L - 1) for each conv layer of the model.
+  std::uint32_t state_tokens = 0;
   // What the workers' samplers have room for, where that is less than a request may ask for.
   std::int32_t max_logprobs = std::numeric_limits<std::int32_t>::max();
   std::int32_t max_logit_bias = std::numeric_limits<std::int32_t>::max();
@@ -121,6 +132,7 @@ class Scheduler {
     LanePlan plan;
     std::vector<IssuedChunk> issued;
     std::uint32_t tokens = 0;
+    std::uint32_t adopted_blocks = 0;
     bool prefill = false;
   };
 
@@ -134,6 +146,12 @@ class Scheduler {
 
   void admit_waiting();
   std::optional<std::uint32_t> pick_lane(const Sequence& sequence) const;
+  // The tokens of a sequence that it may find computed: not the last one, which is computed in any
+  // case to draw from, and none while the log-probabilities of each are wanted.
+  std::span<const std::int32_t> findable(const Sequence& sequence) const;
+  void skip_cached(Sequence& sequence, LaneDraft& draft);
+  void publish(Sequence& sequence);
+  void forget(Sequence& sequence);
   void start_running(Sequence& sequence, std::uint32_t lane);
   void stop_running(Sequence& sequence);
   void preempt(Sequence& sequence);
@@ -151,7 +169,7 @@ class Scheduler {
   void take_sampled(Sequence& sequence, const SampledToken& sampled, Events& events);
 
   SchedulerLimits limits_;
-  std::vector<Lane> lanes_;
+  std::deque<Lane> lanes_;
   std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
   std::deque<Sequence*> waiting_;
   std::map<std::uint64_t, IssuedPlan> in_flight_;  // by step
@@ -165,6 +183,8 @@ class Scheduler {
   std::uint64_t prompt_tokens_ = 0;
   std::uint64_t generated_tokens_ = 0;
   std::uint64_t recomputed_tokens_ = 0;
+  std::uint64_t prefix_queried_tokens_ = 0;
+  std::uint64_t prefix_hit_tokens_ = 0;
   std::uint64_t corrupted_sequences_ = 0;
 };
 

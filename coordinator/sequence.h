@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "coordinator/request.h"
+#include "coordinator/sequence_blocks.h"
 
 namespace millrace {
 
@@ -20,14 +21,17 @@ struct Sequence {
   std::uint32_t lane = 0;
   SlotId slot = 0;
   std::uint32_t cohort = 0;
-  std::vector<BlockId> blocks;
+  SequenceBlocks blocks;
   std::uint32_t scheduled = 0;  // tokens [0, scheduled) are in a plan that was issued
+  std::uint32_t cached = 0;     // KV of tokens [0, cached) comes from another sequence's plans
   bool announced = false;       // its SequenceStart was issued
 
   bool planned = false;               // some plan has carried it
   std::uint32_t computed = 0;         // tokens that had been scheduled when it was last preempted
   std::uint32_t plans_in_flight = 0;  // issued plans whose result names this sequence
   std::uint32_t unknown = 0;          // tokens that plans in flight draw: they follow `tokens`
+  std::uint32_t skipped = 0;          // tokens that need not be computed; not after a preemption
+  bool skipped_told = false;          // an event has said so
   PromptLogprobsEvent prompt_logprobs;
   bool prompt_logprobs_sent = false;
 

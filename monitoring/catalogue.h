@@ -32,6 +32,9 @@ enum class Metric : std::uint8_t {
   kCacheConfigInfo,
   // Counters in vLLM's words
   kPromptTokens,
+  kPromptTokensCached,
+  kPrefixCacheQueries,
+  kPrefixCacheHits,
   kGenerationTokens,
   kRequestSuccess,
   kPreemptions,
@@ -79,6 +82,7 @@ enum class Metric : std::uint8_t {
   kCellWaiting,
   kCellKvTokens,
   kCellKvTokensUsed,
+  kCellKvTokensCached,
   // Ours: inside cells
   kStepTime,
   kCellBusy,
@@ -175,6 +179,13 @@ inline constexpr auto kCatalogue = [] {
     {Metric::kPromptTokens, kCtr, "vllm:prompt_tokens_total", "tokens",
      "Prompt tokens of sequences whose prompt has been computed: their first token has arrived.",
      {}, {}},
+    {Metric::kPromptTokensCached, kCtr, "vllm:prompt_tokens_cached_total", "tokens",
+     "Of these, those that a cell had from its prefix cache and did not compute.", {}, {}},
+    {Metric::kPrefixCacheQueries, kCtr, "vllm:prefix_cache_queries_total", "tokens",
+     "Tokens that cells looked for in their prefix caches: of each sequence all but the last one, "
+     "delivered ones too where it came from a lost cell.", {}, {}},
+    {Metric::kPrefixCacheHits, kCtr, "vllm:prefix_cache_hits_total", "tokens",
+     "Of these, those that were found, so that they were not computed.", {}, {}},
     {Metric::kGenerationTokens, kCtr, "vllm:generation_tokens_total", "tokens",
      "Generated tokens passed on to streams, each counted once.", {}, {}},
     {Metric::kRequestSuccess, kCtr, "vllm:request_success_total", "1",
@@ -276,7 +287,11 @@ inline constexpr auto kCatalogue = [] {
     {Metric::kCellKvTokens, kGau, "millrace_cell_kv_tokens", "tokens",
      "Tokens that a cell's KV cache holds; 0 while it is away.", kCell, {}},
     {Metric::kCellKvTokensUsed, kGau, "millrace_cell_kv_tokens_used", "tokens",
-     "Tokens in use of a cell's KV cache, as its last heartbeat says.", kCell, {}},
+     "Tokens of a cell's KV cache that running sequences hold, as its last heartbeat says.", kCell,
+     {}},
+    {Metric::kCellKvTokensCached, kGau, "millrace_cell_kv_tokens_cached", "tokens",
+     "Tokens of a cell's KV cache that nobody holds and a later sequence may find, until the room is "
+     "needed; as its last heartbeat says.", kCell, {}},
 
     {Metric::kStepTime, kHis, "millrace_step_seconds", "s",
      "From sending a step's plan (with one stage: from the end of the step before, if that is "

@@ -132,7 +132,7 @@ OVERVIEW = Dashboard("millrace-overview", "Millrace / Overview", "What clients g
         latency("Per output token", "vllm:request_time_per_output_token_seconds", "Mean gap of a finished sequence: what a reader feels as speed."),
         latency("Prefill", "vllm:request_prefill_time_seconds", "From the first step to the first token; grows with the prompt's length."),
         latency("Decode", "vllm:request_decode_time_seconds", "From the first token to the last; grows with the answer's length."),
-        Panel("Prompt tokens computed", "Of a finished sequence: all of its prompt, as there is no prefix cache.",
+        Panel("Prompt tokens computed", "Of a finished sequence: its prompt without what came from the prefix cache.",
               quantiles("vllm:request_prefill_kv_computed_tokens")),
     ]),
     Row("Queue and cells", [
@@ -266,8 +266,16 @@ STATE = Dashboard("millrace-state", "Millrace / State", "What sequences occupy i
     Row("KV cache", [
         Panel("Used share", "Above 0.95 sequences wait for blocks or are preempted.",
               [use("millrace_cell_kv_tokens_used", "millrace_cell_kv_tokens")], unit="percentunit", high=1, steps=FULL),
-        Panel("Tokens", "Used, and the room there is (0 while a cell is away).",
-              [Query(cell_gauge("millrace_cell_kv_tokens_used"), "{{cell}} used"), Query(cell_gauge("millrace_cell_kv_tokens"), "{{cell}} room")]),
+        Panel("Tokens", "Used by running sequences, kept for later ones that begin alike, and the room there is (0 while a cell is away).",
+              [Query(cell_gauge("millrace_cell_kv_tokens_used"), "{{cell}} used"),
+               Query(cell_gauge("millrace_cell_kv_tokens_cached"), "{{cell}} kept"), Query(cell_gauge("millrace_cell_kv_tokens"), "{{cell}} room")]),
+        Panel("Prefix cache, hits", "Of the tokens that cells looked for in their prefix caches, the share that need not be computed.",
+              [Query(f"max by ({SERVICE}) (rate(vllm:prefix_cache_hits_total{{{TARGET}}}[{RATE}]))\n"
+                     f"/ max by ({SERVICE}) (rate(vllm:prefix_cache_queries_total{{{TARGET}}}[{RATE}]) > 0)", "{{job}}")],
+              unit="percentunit", high=1),
+        Panel("Prompt tokens per second", "Of sequences whose prompt is done: all, and those from the prefix cache.",
+              [Query(f"sum(rate(vllm:prompt_tokens_total{{{TARGET}}}[{RATE}]))", "all"),
+               Query(f"sum(rate(vllm:prompt_tokens_cached_total{{{TARGET}}}[{RATE}]))", "cached")]),
         Panel("Preemptions per second", "Sequences taken out of their cell for want of blocks; their prefix is computed again later.",
               [Query(f"max by ({SERVICE}) (rate(vllm:num_preemptions_total{{{TARGET}}}[{RATE}]))", "{{job}}")]),
     ]),

@@ -12,8 +12,8 @@ using I32 = std::span<const std::int32_t>;
 
 constexpr std::size_t kLogprobBytes = 8;
 // id, index, has_token, token, count of top, finish, stop_token, length of error,
-// since_scheduled_us
-constexpr std::size_t kEventBytes = 8 + 4 + 1 + kLogprobBytes + 4 + 1 + 1 + 4 + 4;
+// since_scheduled_us, cached_tokens
+constexpr std::size_t kEventBytes = 8 + 4 + 1 + kLogprobBytes + 4 + 1 + 1 + 4 + 4 + 4;
 
 void write(WireWriter& w, const TokenLogprob& t) {
   w.i32(t.token);
@@ -45,6 +45,7 @@ void write(WireWriter& w, const TokenEvent& e) {
   w.boolean(e.stop_token);
   w.string(e.error);
   w.u32(e.since_scheduled_us);
+  w.u32(e.cached_tokens);
 }
 
 void read(WireReader& r, TokenEvent& e) {
@@ -57,6 +58,7 @@ void read(WireReader& r, TokenEvent& e) {
   e.stop_token = r.boolean("stop_token");
   r.string("error", e.error);
   e.since_scheduled_us = r.u32("since_scheduled_us");
+  e.cached_tokens = r.u32("cached_tokens");
   if (r.ok() && !e.has_token && e.finish == FinishReason::kNone) {
     r.fail("finish", "must be set on an event without a token");
   }
@@ -200,10 +202,13 @@ void encode(const CellStatus& v, Bytes& out) {
   w.u32(v.running);
   w.u32(v.waiting);
   w.u64(v.kv_tokens_used);
+  w.u64(v.kv_tokens_cached);
   w.u64(v.preemptions);
   w.u64(v.prompt_tokens);
   w.u64(v.generated_tokens);
   w.u64(v.recomputed_tokens);
+  w.u64(v.prefix_queried_tokens);
+  w.u64(v.prefix_hit_tokens);
   w.u64(v.corrupted_sequences);
   w.u32(v.ms_since_progress);
   w.boolean(v.draining);
@@ -215,10 +220,13 @@ Result<void> decode(ByteView in, CellStatus& out) {
   out.running = r.u32("running");
   out.waiting = r.u32("waiting");
   out.kv_tokens_used = r.u64("kv_tokens_used");
+  out.kv_tokens_cached = r.u64("kv_tokens_cached");
   out.preemptions = r.u64("preemptions");
   out.prompt_tokens = r.u64("prompt_tokens");
   out.generated_tokens = r.u64("generated_tokens");
   out.recomputed_tokens = r.u64("recomputed_tokens");
+  out.prefix_queried_tokens = r.u64("prefix_queried_tokens");
+  out.prefix_hit_tokens = r.u64("prefix_hit_tokens");
   out.corrupted_sequences = r.u64("corrupted_sequences");
   out.ms_since_progress = r.u32("ms_since_progress");
   out.draining = r.boolean("draining");

@@ -107,6 +107,7 @@ void GatewayCore::release(std::uint64_t sequences, std::uint64_t tokens) {
 void GatewayCore::admit(const GenerateRequest& request, RequestId first_id,
                         const std::shared_ptr<StreamState>& stream, Clock::time_point now) {
   const auto prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
+  const PrefixAffinity::Trail trail = PrefixAffinity::trail(request.prompt);
   for (std::uint32_t choice = 0; choice < request.n; ++choice) {
     const RequestId id = first_id + choice;
     SequenceRequest r{.id = id,
@@ -121,6 +122,7 @@ void GatewayCore::admit(const GenerateRequest& request, RequestId first_id,
     sequences_[id] = {.stream = stream,
                       .choice = choice,
                       .prompt_tokens = prompt_tokens,
+                      .trail = trail,
                       .admitted = now,
                       .queued = now};
     queue_.push_back(id);
@@ -143,7 +145,7 @@ void GatewayCore::pump() {
   std::uint32_t depth = config_.cell_queue_depth;
   const auto has_room = [&](const auto& entry) { return room(entry.second, depth) > 0; };
   for (auto it = queue_.begin(); it != queue_.end() && std::ranges::any_of(cells_, has_room);) {
-    Cell* cell = freest_cell_for(*it, depth);
+    Cell* cell = cell_for(*it, depth);
     if (cell == nullptr) {
       if (suspicious(sequences_.at(*it))) depth = 0;
       ++it;
@@ -159,20 +161,34 @@ std::int64_t GatewayCore::room(const Cell& cell, std::uint32_t queue_depth) cons
   return std::int64_t{cell.view.info.max_sequences} + queue_depth - cell.assigned;
 }
 
-GatewayCore::Cell* GatewayCore::freest_cell_for(RequestId id, std::uint32_t queue_depth) {
+// The freest cell, or one that has slightly less room and has seen the beginning of the prompt.
+GatewayCore::Cell* GatewayCore::cell_for(RequestId id, std::uint32_t queue_depth) {
   const SequenceRequest& request = journal_.find(id)->request;
+  const Sequence& sequence = sequences_.at(id);
   const std::uint64_t length = std::uint64_t{request.prompt_tokens} + request.max_new_tokens;
-  const bool alone = suspicious(sequences_.at(id));
+  const bool alone = suspicious(sequence);
+  const std::string* familiar = affinity_.find(sequence.trail);
   Cell* best = nullptr;
+  Cell* seen = nullptr;
   std::int64_t best_room = 0;
+  std::int64_t seen_room = 0;
   for (auto& [name, cell] : cells_) {
     if (length > cell.view.info.max_context || (alone && cell.suspects > 0)) continue;
-    if (const std::int64_t free = room(cell, queue_depth); free > best_room) {
+    const std::int64_t free = room(cell, queue_depth);
+    if (free > best_room) {
       best = &cell;
       best_room = free;
     }
+    // A cell without a prefix cache, or one that has just been started, has looked for nothing.
+    const bool keeps = cell.view.status.prefix_queried_tokens > 0;
+    if (familiar != nullptr && name == *familiar && keeps) {
+      seen = &cell;
+      seen_room = free;
+    }
   }
-  return best;
+  if (seen == nullptr || seen_room <= 0) return best;
+  const std::int64_t slightly = std::max<std::int64_t>(1, seen->view.info.max_sequences / 4);
+  return best_room - seen_room <= slightly ? seen : best;
 }
 
 bool GatewayCore::dispatch(RequestId id, Cell& cell) {
@@ -189,6 +205,7 @@ bool GatewayCore::dispatch(RequestId id, Cell& cell) {
   Sequence& sequence = sequences_.at(id);
   sequence.in_cell = true;
   ++cell.assigned;
+  affinity_.note(sequence.trail, cell.at.cell_id);
   suspect(sequence, cell);
   release(1, sequence.prompt_tokens);
   return true;

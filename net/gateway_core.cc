@@ -97,6 +97,7 @@ void GatewayCore::on_prompt_logprobs(const Assignment& from, PromptLogprobsEvent
 void GatewayCore::deliver(RequestId id, Sequence& sequence, TokenEvent&& event,
                           Clock::time_point now) {
   touched_.push_back(sequence.stream);
+  note_cached(sequence, event);
   if (event.has_token) {
     observe_token(sequence, event, now);
   } else if (sequence.generated == 0 &&
@@ -112,6 +113,13 @@ void GatewayCore::deliver(RequestId id, Sequence& sequence, TokenEvent&& event,
   if (reason != FinishReason::kNone) finish(id, reason);
 }
 
+// What a cell that goes on with a sequence of another has found of it is not the client's affair.
+void GatewayCore::note_cached(Sequence& sequence, TokenEvent& event) {
+  event.cached_tokens =
+      sequence.generated == 0 ? std::min(event.cached_tokens, sequence.prompt_tokens) : 0;
+  sequence.cached_tokens += event.cached_tokens;
+}
+
 // The prompt has been computed. Cells tell an age, since clocks of two machines differ; the way of
 // the event counts as waiting.
 void GatewayCore::observe_start(Sequence& sequence, const TokenEvent& event,
@@ -121,6 +129,7 @@ void GatewayCore::observe_start(Sequence& sequence, const TokenEvent& event,
   sequence.first_token = sequence.last_token = now;
   metrics_.queue_time.observe(seconds(sequence.scheduled - sequence.admitted));
   metrics_.prompt_tokens.add(sequence.prompt_tokens);
+  metrics_.cached_tokens.add(sequence.cached_tokens);
 }
 
 void GatewayCore::observe_token(Sequence& sequence, const TokenEvent& event,
@@ -177,8 +186,7 @@ void GatewayCore::finish(RequestId id, FinishReason reason) {
       metrics_.latency.observe(seconds(Clock::now() - sequence.admitted));
       metrics_.request_prompt.observe(sequence.prompt_tokens);
       metrics_.request_generation.observe(sequence.generated);
-      // All of it: no cell keeps prompts.
-      metrics_.prefill_computed.observe(sequence.prompt_tokens);
+      metrics_.prefill_computed.observe(sequence.prompt_tokens - sequence.cached_tokens);
       metrics_.prefill_time.observe(seconds(sequence.first_token - sequence.scheduled));
       metrics_.inference_time.observe(seconds(sequence.last_token - sequence.scheduled));
       const double decode = seconds(sequence.last_token - sequence.first_token);

@@ -18,6 +18,7 @@
 #include "net/gateway_metrics.h"
 #include "net/gateway_stream.h"
 #include "net/journal.h"
+#include "net/prefix_affinity.h"
 #include "net/status_cell.h"
 #include "net/status_service.h"
 
@@ -67,10 +68,12 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     std::shared_ptr<StreamState> stream;
     std::uint32_t choice = 0;
     std::uint32_t prompt_tokens = 0;
+    std::uint32_t cached_tokens = 0;  // of the prompt; known from the first event on
     std::uint32_t generated = 0;
     bool in_cell = false;
     std::uint32_t fruitless = 0;  // cells lost since its last token
     bool suspect = false;         // counted in its cell's suspects
+    PrefixAffinity::Trail trail;  // of its prompt
     Clock::time_point admitted;
     Clock::time_point queued;       // when it last began to wait in the queue
     Clock::time_point scheduled;    // in its cell's first step for it; known from the first event
@@ -88,7 +91,8 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
     CellTelemetry telemetry;  // as last exported
     bool said_goodbye = false;
     Clock::time_point heard;  // when something last came from it
-    Gauge info, heartbeat_age, workers, slots, slots_used, waiting, kv_tokens, kv_tokens_used;
+    Gauge info, heartbeat_age, workers, slots, slots_used, waiting, kv_tokens, kv_tokens_used,
+        kv_tokens_cached;
     // With heartbeats once a second the limit on samples is never reached.
     StatusWindow<CellSample> samples{kStatusRateSpan + std::chrono::milliseconds(500), 16};
     Clock::time_point left;  // when it was last connected, if it is not
@@ -106,7 +110,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
              const std::shared_ptr<StreamState>& stream, Clock::time_point now);
   void pump();
   std::int64_t room(const Cell& cell, std::uint32_t queue_depth) const;
-  Cell* freest_cell_for(RequestId id, std::uint32_t queue_depth);
+  Cell* cell_for(RequestId id, std::uint32_t queue_depth);
   bool dispatch(RequestId id, Cell& cell);
   void expire_queue(Clock::time_point now);
   void expire(RequestId id, std::chrono::milliseconds limit);
@@ -125,6 +129,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   // Ends of sequences and streams.
   void deliver(RequestId id, Sequence& sequence, TokenEvent&& event, Clock::time_point now);
   void observe_start(Sequence& sequence, const TokenEvent& event, Clock::time_point now);
+  static void note_cached(Sequence& sequence, TokenEvent& event);
   void observe_token(Sequence& sequence, const TokenEvent& event, Clock::time_point now);
   void finish(RequestId id, FinishReason reason);
   void cancel_choice(StreamState& stream, std::uint32_t choice);
@@ -171,6 +176,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
 
   CellLinks links_;
   Journal journal_;
+  PrefixAffinity affinity_;
   std::unordered_map<RequestId, Sequence> sequences_;
   std::deque<RequestId> queue_;
   std::map<std::string, Cell> cells_;

@@ -61,6 +61,7 @@ void GatewayCore::take_cell_metrics(Cell& cell, const CellInfo& info) {
   cell.waiting = e.gauge<Metric::kCellWaiting>(id);
   cell.kv_tokens = e.gauge<Metric::kCellKvTokens>(id);
   cell.kv_tokens_used = e.gauge<Metric::kCellKvTokensUsed>(id);
+  cell.kv_tokens_cached = e.gauge<Metric::kCellKvTokensCached>(id);
   e.gauge<Metric::kCellEpoch>(id).set(static_cast<double>(info.epoch));
   const std::uint64_t blocks = info.block_tokens == 0 ? 0 : info.kv_tokens / info.block_tokens;
   e.gauge<Metric::kCacheConfigInfo>(std::to_string(info.block_tokens), std::to_string(blocks),
@@ -81,6 +82,10 @@ void GatewayCore::on_cell_changed(const CellView& view) {
     metrics_.preemptions.add(grown(cell.view.status.preemptions, view.status.preemptions));
     metrics_.recomputed_tokens.add(
         grown(cell.view.status.recomputed_tokens, view.status.recomputed_tokens));
+    metrics_.prefix_queries.add(
+        grown(cell.view.status.prefix_queried_tokens, view.status.prefix_queried_tokens));
+    metrics_.prefix_hits.add(
+        grown(cell.view.status.prefix_hit_tokens, view.status.prefix_hit_tokens));
     metrics_.corrupted_requests.add(
         grown(cell.view.status.corrupted_sequences, view.status.corrupted_sequences));
     if (view.heartbeats != cell.view.heartbeats) cell.paused = false;
@@ -249,6 +254,7 @@ void GatewayCore::refresh_cell_metrics(Clock::time_point now) {
     cell.waiting.set(status.waiting);
     cell.kv_tokens.set(static_cast<double>(info.kv_tokens));
     cell.kv_tokens_used.set(static_cast<double>(status.kv_tokens_used));
+    cell.kv_tokens_cached.set(static_cast<double>(status.kv_tokens_cached));
     cell.heartbeat_age.set(cell.said_goodbye
                                ? std::numeric_limits<double>::quiet_NaN()
                                : std::chrono::duration<double>(now - cell.heard).count());

@@ -18,6 +18,9 @@ GatewayMetrics::GatewayMetrics(Exporter* e) : exporter(e) {
   cells_suspect = e->gauge<Metric::kCells>("suspect");
   cells_draining = e->gauge<Metric::kCells>("draining");
   prompt_tokens = e->counter<Metric::kPromptTokens>();
+  cached_tokens = e->counter<Metric::kPromptTokensCached>();
+  prefix_queries = e->counter<Metric::kPrefixCacheQueries>();
+  prefix_hits = e->counter<Metric::kPrefixCacheHits>();
   generation_tokens = e->counter<Metric::kGenerationTokens>();
   preemptions = e->counter<Metric::kPreemptions>();
   recomputed_tokens = e->counter<Metric::kPromptTokensRecomputed>();

@@ -74,7 +74,7 @@ Json GatewayCore::status_json(Clock::time_point now) const {
     view.heartbeat_age = std::chrono::duration_cast<std::chrono::milliseconds>(now - cell.left);
     view.progress_age = std::chrono::milliseconds(0);
     view.status.running = view.status.waiting = 0;
-    view.status.kv_tokens_used = 0;
+    view.status.kv_tokens_used = view.status.kv_tokens_cached = 0;
     cells.push_back(cell_status(view, now));
   }
   Json& load = out["load"];

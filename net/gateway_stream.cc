@@ -84,7 +84,11 @@ asio::awaitable<StreamBatch> GatewayStream::take() {
 asio::awaitable<Result<std::optional<ChoiceEvent>>> GatewayStream::next() {
   while (true) {
     if (position_ < taken_.events.size()) {
-      co_return std::optional<ChoiceEvent>(std::move(taken_.events[position_++]));
+      ChoiceEvent& event = taken_.events[position_++];
+      // Choices of one prompt share what the first of them computes: that is not from before.
+      const auto* token = std::get_if<TokenEvent>(&event.event);
+      if (token != nullptr && event.choice == 0) cached_ += token->cached_tokens;
+      co_return std::optional<ChoiceEvent>(std::move(event));
     }
     if (taken_.error) co_return *taken_.error;
     if (taken_.ended) co_return std::optional<ChoiceEvent>();

@@ -73,6 +73,7 @@ class GatewayStream final : public GenerationStream {
 
   boost::asio::awaitable<Result<std::optional<ChoiceEvent>>> next() override;
   void cancel(std::uint32_t choice) override;
+  std::uint32_t cached_prompt_tokens() const override { return cached_; }
 
  private:
   boost::asio::awaitable<StreamBatch> take();
@@ -83,6 +84,7 @@ class GatewayStream final : public GenerationStream {
   StreamBatch taken_;         // what next() hands out
   std::size_t position_ = 0;  // in taken_.events
   std::uint64_t waits_ = 0;
+  std::uint32_t cached_ = 0;
 };
 
 }  // namespace millrace::net

@@ -155,6 +155,7 @@ Json status_of_cell(const CellFigures& f) {
   cell["waiting"] = v.status.waiting;
   cell["max_sequences"] = v.info.max_sequences;
   cell["kv_tokens_used"] = v.status.kv_tokens_used;
+  cell["kv_tokens_cached"] = v.status.kv_tokens_cached;
   cell["kv_tokens"] = v.info.kv_tokens;
   cell["kv_dtype"] = v.info.kv_dtype;
   cell["backend"] = v.info.backend;

@@ -36,12 +36,21 @@ struct SequenceStart {
 inline constexpr std::int32_t kTokenOfSlot = -2;
 
 // Consecutive tokens of one sequence in this step: a prefill chunk, or one decode token.
+//
+// A chunk that begins behind the end of the one before, somewhere in [0, cached], leaves out tokens
+// whose KV is there already. The slot's conv state is then that of other tokens and is not cleared:
+// a conv layer's state depends on its last L - 1 inputs, so that the tokens of positions below
+// `cached` put it right again, the k-th conv layer's after (L - 1) k of them, as long as they only
+// read KV. How many that takes is the coordinator's to know (SchedulerLimits::state_tokens).
 struct Chunk {
   SlotId slot = 0;
   std::uint32_t position = 0;        // position of tokens[0] in the sequence
+  std::uint32_t cached = 0;          // KV of positions below is in the blocks: it is not written
   std::vector<std::int32_t> tokens;  // at least one
-  std::vector<BlockId> new_blocks;   // appended to the slot's block table before this chunk runs
-  bool sample = false;               // draw the token after the last one of this chunk
+  // The last blocks of the slot's table, which from now on has room for these tokens and for those
+  // cached, and no more. They follow the blocks that stay, and may stand in the place of some.
+  std::vector<BlockId> new_blocks;
+  bool sample = false;  // draw the token after the last one of this chunk
   std::vector<std::int32_t>
       prompt_targets;  // when not empty: one target per token; report the
                        // log-probability of targets[i] after tokens[i]; -1 skips

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <stdexcept>
+
+#include "kernels/kv_write.h"
 
 namespace millrace {
 
@@ -48,6 +51,11 @@ void StepBatch::load(const LanePlan& plan) {
   }
 }
 
+std::size_t StepBatch::blocks_of(const Chunk& chunk) const {
+  const std::size_t end = std::max<std::size_t>(chunk.position + chunk.tokens.size(), chunk.cached);
+  return (end + limits_.block_tokens - 1) / limits_.block_tokens;
+}
+
 void StepBatch::check_chunk(const Chunk& chunk) const {
   if (chunk.slot >= limits_.max_sequences)
     bad_plan("slot {} of {}", chunk.slot, limits_.max_sequences);
@@ -55,17 +63,23 @@ void StepBatch::check_chunk(const Chunk& chunk) const {
   const std::size_t n = chunk.tokens.size();
   if (!slot.bound) bad_plan("slot {} was never started", chunk.slot);
   if (n == 0) bad_plan("a chunk without tokens for slot {}", chunk.slot);
-  if (chunk.position != slot.length) {
+  const bool skips = chunk.position > slot.length && chunk.position <= chunk.cached;
+  if (chunk.position != slot.length && !skips) {
     bad_plan("slot {} goes on at {} instead of {}", chunk.slot, chunk.position, slot.length);
   }
-  if (slot.length + n > limits_.max_context_tokens) {
-    bad_plan("slot {} grows to {} tokens, more than the context of {}", chunk.slot, slot.length + n,
+  const std::size_t end = std::max<std::size_t>(chunk.position + n, chunk.cached);
+  if (end > limits_.max_context_tokens) {
+    bad_plan("slot {} grows to {} tokens, more than the context of {}", chunk.slot, end,
              limits_.max_context_tokens);
   }
   if (ids_.size() + n > limits_.max_tokens) bad_plan("more than {} tokens", limits_.max_tokens);
-  const std::size_t blocks = slot.blocks.size() + chunk.new_blocks.size();
-  if (blocks != (slot.length + n + limits_.block_tokens - 1) / limits_.block_tokens) {
-    bad_plan("slot {} has {} blocks for {} tokens", chunk.slot, blocks, slot.length + n);
+  const std::size_t need = blocks_of(chunk);
+  if (chunk.new_blocks.size() > need || need - chunk.new_blocks.size() > slot.blocks.size()) {
+    bad_plan("slot {} has {} blocks and gets {} for {} tokens", chunk.slot, slot.blocks.size(),
+             chunk.new_blocks.size(), end);
+  }
+  if (need < slot.blocks.size()) {
+    bad_plan("slot {} has {} blocks for {} tokens", chunk.slot, slot.blocks.size(), end);
   }
   for (const BlockId block : chunk.new_blocks) {
     if (block >= limits_.blocks) bad_plan("block {} of {}", block, limits_.blocks);
@@ -91,6 +105,7 @@ void StepBatch::check_chunk(const Chunk& chunk) const {
 
 void StepBatch::load_chunk(const Chunk& chunk) {
   SlotState& slot = slots_[chunk.slot];
+  slot.blocks.resize(blocks_of(chunk) - chunk.new_blocks.size());
   slot.blocks.insert(slot.blocks.end(), chunk.new_blocks.begin(), chunk.new_blocks.end());
   const auto row_begin = static_cast<std::uint32_t>(ids_.size());
   const auto n = static_cast<std::uint32_t>(chunk.tokens.size());
@@ -103,15 +118,16 @@ void StepBatch::load_chunk(const Chunk& chunk) {
     positions_.push_back(static_cast<std::int32_t>(position));
     sequences_.push_back(sequence);
     const BlockId block = slot.blocks[position / limits_.block_tokens];
-    kv_slots_.push_back(std::int64_t{block} * limits_.block_tokens +
-                        position % limits_.block_tokens);
+    kv_slots_.push_back(position < chunk.cached ? kernels::kNoKvSlot
+                                                : std::int64_t{block} * limits_.block_tokens +
+                                                      position % limits_.block_tokens);
     const std::int32_t target = chunk.prompt_targets.empty() ? -1 : chunk.prompt_targets[i];
     const bool sample = chunk.sample && i + 1 == n;
     if (sample || target >= 0) {
       logit_rows_.push_back({row_begin + i, chunk.slot, position + 1, sample, target});
     }
   }
-  slot.length += n;
+  slot.length = chunk.position + n;
   slot.drew = chunk.sample;
 }
 

@@ -52,8 +52,9 @@ class StepBatch {
     return sequences_;
   }  // [T], into block_tables()
   std::span<const std::uint32_t* const> block_tables() const { return tables_; }  // [chunks]
-  std::span<const std::int64_t> kv_slots() const { return kv_slots_; }            // [T]
-  std::span<const kernels::ConvSegment> segments() const { return segments_; }    // [chunks]
+  // [T], kernels::kNoKvSlot where it is there already
+  std::span<const std::int64_t> kv_slots() const { return kv_slots_; }
+  std::span<const kernels::ConvSegment> segments() const { return segments_; }  // [chunks]
   std::span<const LogitRow> logit_rows() const { return logit_rows_; }
 
  private:
@@ -67,6 +68,8 @@ class StepBatch {
 
   void load_chunk(const Chunk& chunk);
   void check_chunk(const Chunk& chunk) const;
+  // How many blocks the slot has from this chunk on.
+  std::size_t blocks_of(const Chunk& chunk) const;
 
   BatchLimits limits_;
   std::vector<SlotState> slots_;

@@ -25,7 +25,7 @@ void read(WireReader& r, PromptLogprobs& p);
 
 // Least bytes of one element, for the count checks.
 constexpr std::size_t kStartBytes = 4 + 7 * 4 + 4 + 8 + 4 + 4 + 1 + 4 + 4;
-constexpr std::size_t kChunkBytes = 4 + 4 + 4 + 4 + 1 + 4;
+constexpr std::size_t kChunkBytes = 4 + 4 + 4 + 4 + 4 + 1 + 4;
 constexpr std::size_t kLaneBytes = 4 + 4;
 constexpr std::size_t kLogprobBytes = 8;
 constexpr std::size_t kSampledBytes = 4 + kLogprobBytes + 4;
@@ -63,6 +63,7 @@ void read(WireReader& r, SequenceStart& s) {
 void write(WireWriter& w, const Chunk& c) {
   w.u32(c.slot);
   w.u32(c.position);
+  w.u32(c.cached);
   w.list(I32(c.tokens));
   w.list(U32(c.new_blocks));
   w.boolean(c.sample);
@@ -72,6 +73,7 @@ void write(WireWriter& w, const Chunk& c) {
 void read(WireReader& r, Chunk& c) {
   c.slot = r.u32("chunk.slot");
   c.position = r.u32("chunk.position");
+  c.cached = r.u32("chunk.cached");
   r.list("chunk.tokens", c.tokens);
   r.list("chunk.new_blocks", c.new_blocks);
   c.sample = r.boolean("chunk.sample");

@@ -59,6 +59,7 @@ def millrace(args) -> dict:
                "--decode-tokens", str(args.tokens), "--set", "device.backend=cpu",
                "--set", f"grid.threads_per_rank={args.threads}",
                "--set", "cache.max_sequences=32", "--set", "cache.max_context_tokens=4096",
+               "--set", "cache.prefix=false",  # which would keep what no run here asks for again
                "--set", f"scheduler.prefill_chunk_tokens={args.chunk}",
                "--set", f"scheduler.max_step_tokens={args.chunk}"]
     warm(args.packed or args.model)

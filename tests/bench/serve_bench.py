@@ -74,8 +74,9 @@ def peak_memory_mib(root: int) -> dict[str, float]:
 def once(binary: str, model: str, extra: list[str], load: list[str], concurrencies: list[int]) -> dict:
     """(case suffix, metric) -> (value, unit) of one start."""
     begin = time.monotonic()
+    # The loads of one start have prompts in common.
     serve = subprocess.Popen([binary, "serve", "--model", model, "--port", "0", "--set",
-                              "gateway.cell_port=0", *extra], stdout=subprocess.PIPE,
+                              "gateway.cell_port=0", "--set", "cache.prefix=false", *extra], stdout=subprocess.PIPE,
                              stderr=subprocess.DEVNULL, text=True)
     figures = {}
     try:

@@ -3,19 +3,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <deque>
 #include <random>
 
-#include "tests/support/scripted_workers.h"
+#include "tests/support/scheduler_harness.h"
 
 namespace millrace {
 namespace {
 
 using ::testing::ElementsAre;
 using testing::expected_output;
+using Harness = testing::SchedulerHarness;
 using ::testing::HasSubstr;
 using testing::make_request;
-using testing::ScriptedWorkers;
 
 constexpr std::int32_t kVocab = 1000;
 
@@ -40,54 +39,6 @@ SchedulerLimits async_limits() {
   limits.async = true;
   return limits;
 }
-
-// Drives a scheduler against scripted workers with as many plans in flight as it gives, and
-// collects what comes out.
-class Harness {
- public:
-  explicit Harness(const SchedulerLimits& limits) : scheduler(limits), workers_(limits) {}
-
-  bool step() {
-    while (std::optional<StepPlan> plan = scheduler.next_plan()) {
-      for (StepResult& result : workers_.execute(*plan)) pending_.push_back(std::move(result));
-    }
-    if (pending_.empty()) return false;
-    take(scheduler.on_result(pending_.front()));
-    pending_.pop_front();
-    return true;
-  }
-
-  void run() {
-    int rounds = 0;
-    while (step()) ASSERT_LT(++rounds, 200'000) << "no end in sight";
-    EXPECT_TRUE(scheduler.idle());
-  }
-
-  void take(Result<Scheduler::Events> events) {
-    ASSERT_TRUE(events.has_value()) << events.error().to_string();
-    for (auto& e : events->prompt_logprobs) {
-      EXPECT_TRUE(output[e.id].empty()) << "prompt log-probabilities after the first token";
-      prompt_logprobs[e.id] = e;
-    }
-    for (const TokenEvent& e : events->tokens) {
-      if (e.has_token) {
-        EXPECT_EQ(e.index, output[e.id].size()) << "token out of order or twice";
-        output[e.id].push_back(e.token.token);
-      }
-      if (e.finish != FinishReason::kNone) finish[e.id] = e.finish;
-    }
-  }
-
-  Scheduler scheduler;
-  std::map<RequestId, std::vector<std::int32_t>> output;
-  std::map<RequestId, FinishReason> finish;
-  std::map<RequestId, PromptLogprobsEvent> prompt_logprobs;
-  const ScriptedWorkers& workers() const { return workers_; }
-
- private:
-  ScriptedWorkers workers_;
-  std::deque<StepResult> pending_;
-};
 
 TEST(Scheduler, OneSequenceIsPrefilledInChunksThenDecoded) {
   SchedulerLimits limits = small_limits();
@@ -324,7 +275,7 @@ TEST(Scheduler, DecodesOfBothCohortsAreInFlightTogether) {
   SchedulerLimits limits = small_limits();
   limits.lanes = 1;
   Scheduler scheduler(limits);
-  ScriptedWorkers workers(limits);
+  testing::ScriptedWorkers workers(limits);
   for (RequestId id = 1; id <= 4; ++id) {
     ASSERT_TRUE(scheduler.submit(make_request(id, 4, 20, kVocab)).has_value());
   }
@@ -519,18 +470,6 @@ TEST(Scheduler, LogitsThatAreNotFiniteEndTheSequenceWithAnError) {
   EXPECT_EQ(events->tokens[0].finish, FinishReason::kError);
   EXPECT_EQ(scheduler.status().corrupted_sequences, 1U);
   EXPECT_TRUE(scheduler.idle());
-}
-
-TEST(BlockPool, AllocatesAllOrNothing) {
-  BlockPool pool(3);
-  std::vector<BlockId> blocks;
-  EXPECT_TRUE(pool.allocate(2, blocks));
-  EXPECT_FALSE(pool.allocate(2, blocks));
-  EXPECT_EQ(blocks.size(), 2U);
-  EXPECT_EQ(pool.available(), 1U);
-  pool.release(blocks);
-  EXPECT_EQ(pool.available(), 3U);
-  EXPECT_DEATH(pool.release(blocks), "CHECK failed");
 }
 
 }  // namespace

@@ -85,6 +85,27 @@ class Cluster(unittest.TestCase):
         for i in range(24):
             self.assertEqual(got[i], drawn if i % 2 else alone, f"request {i}")
 
+    def test_a_beginning_that_was_seen_is_not_computed_again(self):
+        tokens = self.service.post("/tokenize", {"model": "sample", "prompt": PROMPT})[1]["tokens"]
+        beginning = (tokens * 60)[:300]
+        hits = self.service.metric("vllm:prefix_cache_hits_total")
+
+        def ask(end: list[int]) -> tuple[list[int], dict]:
+            body = greedy(24, prompt=beginning + end, temperature=0.8, seed=9)
+            answer = self.service.post("/v1/completions", body)[1]
+            return answer["choices"][0]["token_ids"], answer["usage"]
+
+        first, usage = ask(tokens)
+        self.assertEqual(usage["prompt_tokens_details"]["cached_tokens"], 0)
+        again, usage = ask(tokens)
+        self.assertEqual(again, first)
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        self.assertGreater(cached, 200)
+        self.assertLess(cached, usage["prompt_tokens"])
+        self.assertGreater(ask(tokens[::-1])[1]["prompt_tokens_details"]["cached_tokens"], 200, "another end")
+        wait_for("the hits", lambda: self.service.metric("vllm:prefix_cache_hits_total") >= hits + 2 * cached)
+        self.assertGreaterEqual(self.service.metric("vllm:prompt_tokens_cached_total"), 2 * cached)
+
     def test_several_choices_and_logprobs(self):
         body = greedy(8, n=3, temperature=0.8, seed=5, logprobs=2)
         status, answer = self.service.post("/v1/completions", body)

@@ -31,7 +31,7 @@ def cell(name: str, state: str = "healthy", stages: int = 2, lanes: int = 4, rea
     quiet = state in ("gone", "joining")
     return {"id": name, "state": state, "reason": reason, "epoch": 7, "restarts": 1, "losses": 1, "heartbeat_age_s": 0.412,
             "progress_age_s": 0.0, "stages": stages, "lanes": lanes, "running": 0 if quiet else 212, "waiting": 3,
-            "max_sequences": 256, "kv_tokens_used": 0 if quiet else 812_000, "kv_tokens": 1_200_000, "kv_dtype": "bfloat16",
+            "max_sequences": 256, "kv_tokens_used": 0 if quiet else 812_000, "kv_tokens_cached": 96_000, "kv_tokens": 1_200_000, "kv_dtype": "bfloat16",
             "backend": "cuda", "transport": "nccl 2.28.9",
             "steps": 123_456, "preemptions": 2, "start_s": 8.4, "steps_per_s": None if quiet else 61.2,
             "generated_tokens_per_s": None if quiet else 12_842.0, "prompt_tokens_per_s": None if quiet else 26_011.0,

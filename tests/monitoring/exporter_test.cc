@@ -74,6 +74,7 @@ void touch_open_series(Exporter& e) {
   e.gauge<Metric::kCellWaiting>("a").set(0);
   e.gauge<Metric::kCellKvTokens>("a").set(65'536);
   e.gauge<Metric::kCellKvTokensUsed>("a").set(512);
+  e.gauge<Metric::kCellKvTokensCached>("a").set(64);
   e.counter<Metric::kCellSteps>("a").add();
   e.histogram<Metric::kStepTime>("a").observe(0.01);
   e.counter<Metric::kCellBusy>("a").add();

@@ -37,7 +37,8 @@ std::vector<TokenEvent> sample_events() {
            .index = 0,
            .token = {5, -0.5F},
            .top = {{5, -0.5F}, {6, -1.5F}},
-           .since_scheduled_us = 0x12345678},
+           .since_scheduled_us = 0x12345678,
+           .cached_tokens = 0x1234},
           {.id = 0xFFFFFFFFFFFFFFFF,
            .index = 4,
            .has_token = false,
@@ -70,7 +71,7 @@ CellTelemetry sample_telemetry() {
   return t;
 }
 const CellTelemetry kTelemetry = sample_telemetry();
-const CellStatus kStatus{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, true};
+const CellStatus kStatus{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, true};
 
 // Round trip, then every truncation, then one byte more: only the whole message is accepted.
 template <class Out, class In>
@@ -109,10 +110,11 @@ TEST(Codec, EveryMessageIsStrict) {
 // Byte for byte by hand, so that a change of the format cannot pass unnoticed.
 TEST(Codec, StatusBytesAreLittleEndianAndUnpadded) {
   Bytes bytes;
-  encode(CellStatus{0x0102, 3, 4, 5, 6, 7, 8, 9, 10, 11, true}, bytes);
-  const Bytes expected = {2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0,  0, 4, 0, 0, 0, 5, 0, 0,  0, 0, 0, 0,
-                          0, 6, 0, 0, 0, 0, 0, 0, 0, 7, 0,  0, 0, 0, 0, 0, 0, 8, 0,  0, 0, 0, 0,
-                          0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 1};
+  encode(CellStatus{0x0102, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, true}, bytes);
+  const Bytes expected = {2,  1, 0, 0, 0, 0, 0, 0, 3,  0, 0, 0, 4, 0, 0, 0, 5,  0, 0, 0, 0, 0, 0, 0,
+                          6,  0, 0, 0, 0, 0, 0, 0, 7,  0, 0, 0, 0, 0, 0, 0, 8,  0, 0, 0, 0, 0, 0, 0,
+                          9,  0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 0, 0, 0, 0,
+                          12, 0, 0, 0, 0, 0, 0, 0, 13, 0, 0, 0, 0, 0, 0, 0, 14, 0, 0, 0, 1};
   EXPECT_EQ(bytes, expected);
 }
 
@@ -220,7 +222,7 @@ TEST(Codec, DecodingReusesTheBuffers) {
   std::vector<TokenEvent> events(256);
   for (std::uint32_t i = 0; i < events.size(); ++i) events[i] = {.id = i, .token = {1, 0}};
   encode(std::span<const TokenEvent>(events), bytes);
-  EXPECT_EQ(bytes.size(), 4 + 256 * 35U);
+  EXPECT_EQ(bytes.size(), 4 + 256 * 39U);
   std::vector<TokenEvent> out;
   ASSERT_TRUE(decode(bytes, out));
   const auto* data = out.data();

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/embedded_cell.h"
@@ -51,7 +52,9 @@ class EngineHarness {
       const std::lock_guard lock(mutex_);
       for (TokenEvent& e : events) {
         if (e.finish != FinishReason::kNone) ++finished_;
-        e.since_scheduled_us = 0;  // time may differ where all else must not
+        // Time and what is known already may differ where all else must not.
+        e.since_scheduled_us = 0;
+        cached_ += std::exchange(e.cached_tokens, 0);
         outputs_[e.id].events.push_back(std::move(e));
       }
       changed_.notify_all();
@@ -73,6 +76,11 @@ class EngineHarness {
     return ranks_->failure();
   }
   const CellSetup& setup() const { return *setup_; }
+  // Tokens that sequences of all runs had from the prefix cache.
+  std::uint64_t cached_tokens() {
+    const std::lock_guard lock(mutex_);
+    return cached_;
+  }
 
   // Submits all at once and returns what each became, by id.
   std::map<RequestId, Output> run(const std::vector<SequenceRequest>& requests) {
@@ -96,6 +104,7 @@ class EngineHarness {
   std::condition_variable changed_;
   std::map<RequestId, Output> outputs_;
   std::size_t finished_ = 0;
+  std::uint64_t cached_ = 0;
   Cell* cell_ = nullptr;
   std::unique_ptr<EmbeddedCell> ranks_;
 };
@@ -109,6 +118,7 @@ inline ClusterConfig test_config(const std::string& model) {
   config.cache.kv_tokens = 4096;
   config.cache.max_sequences = 16;
   config.cache.max_context_tokens = 512;
+  config.cache.prefix = false;  // else a second run would look up what it is to compute
   config.scheduler.max_step_tokens = 128;
   config.scheduler.prefill_chunk_tokens = 64;
   return config;

@@ -1,12 +1,16 @@
-// Workers for tests of the coordinator: they keep what real ones keep (block tables, fed tokens),
-// check that every plan is consistent with it, and "sample" a token that is a hash of the whole
-// sequence. So the tokens of a sequence are known beforehand, whatever the scheduler does.
+// Workers for tests of the coordinator: they keep what real ones keep (block tables, the KV in the
+// blocks), check that every plan is consistent with it, and "sample" a token that is a hash of the
+// whole sequence, which they only know from their blocks. So the tokens of a sequence are known
+// beforehand, whatever the scheduler does.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "coordinator/scheduler.h"
@@ -24,7 +28,7 @@ inline std::int32_t hashed_token(const std::vector<std::int32_t>& tokens, std::i
 class ScriptedWorkers {
  public:
   explicit ScriptedWorkers(const SchedulerLimits& limits)
-      : limits_(limits), slots_(limits.lanes), owner_(limits.lanes) {}
+      : limits_(limits), slots_(limits.lanes), kv_(limits.lanes) {}
 
   // Executes a plan and returns the results of all lanes, in lane order.
   std::vector<StepResult> execute(const StepPlan& plan) {
@@ -43,9 +47,12 @@ class ScriptedWorkers {
   std::uint32_t most_step_tokens() const { return most_step_tokens_; }
 
  private:
+  // What a position of a block holds: KV depends on all tokens up to its own.
+  using Kv = std::vector<std::int32_t>;
   struct Slot {
     std::vector<std::int32_t> tokens;
     std::vector<BlockId> blocks;
+    std::uint32_t state_begin = 0;  // rows before this one have not gone into the conv state
     bool bound = false;
     bool drew = false;  // the chunk before
     std::int32_t drawn = 0;
@@ -74,28 +81,59 @@ class ScriptedWorkers {
     return result;
   }
 
+  // What the blocks hold between what was fed and the chunk's first token.
+  void read_skipped(const Chunk& chunk, std::uint32_t lane, Slot& slot) {
+    if (chunk.position == slot.tokens.size()) return;
+    EXPECT_GT(chunk.position, slot.tokens.size()) << "a repeat in what is fed";
+    EXPECT_LE(chunk.position, chunk.cached) << "a gap in what is fed";
+    slot.state_begin = chunk.position;
+    while (slot.tokens.size() < chunk.position) {
+      const Kv& kv = kv_at(lane, slot, slot.tokens.size());
+      ASSERT_EQ(kv.size(), slot.tokens.size() + 1) << "nothing was computed here";
+      slot.tokens.push_back(kv.back());
+    }
+  }
+
+  Kv& kv_at(std::uint32_t lane, const Slot& slot, std::size_t position) {
+    return kv_[lane]
+              [{slot.blocks.at(position / limits_.block_tokens), position % limits_.block_tokens}];
+  }
+
   void execute_chunk(const Chunk& chunk, std::uint32_t lane, StepResult& result) {
     EXPECT_LT(chunk.slot, limits_.max_sequences);
     Slot& slot = slots_[lane][chunk.slot];
     EXPECT_TRUE(slot.bound);
-    EXPECT_EQ(chunk.position, slot.tokens.size()) << "a gap or a repeat in what is fed";
     EXPECT_FALSE(chunk.tokens.empty());
+    const std::size_t end =
+        std::max<std::size_t>(chunk.position + chunk.tokens.size(), chunk.cached);
+    const std::size_t blocks = (end + limits_.block_tokens - 1) / limits_.block_tokens;
+    ASSERT_LE(chunk.new_blocks.size(), blocks);
+    EXPECT_LE(blocks - chunk.new_blocks.size(), slot.blocks.size());
+    slot.blocks.resize(blocks - chunk.new_blocks.size());
+    for (const BlockId block : chunk.new_blocks) {
+      EXPECT_LT(block, limits_.blocks);
+      slot.blocks.push_back(block);
+    }
+    read_skipped(chunk, lane, slot);
     for (const std::int32_t token : chunk.tokens) {
       if (token == kTokenOfSlot) {
         EXPECT_TRUE(limits_.async && slot.drew && chunk.tokens.size() == 1);
         ++tokens_of_slots_;
       }
       slot.tokens.push_back(token == kTokenOfSlot ? slot.drawn : token);
+      const std::size_t position = slot.tokens.size() - 1;
+      if (position < chunk.cached) continue;
+      // The state before this token is right only when enough tokens have rebuilt it.
+      if (slot.state_begin > 0) EXPECT_GE(position, slot.state_begin + limits_.state_tokens);
+      kv_at(lane, slot, position) = slot.tokens;
     }
     tokens_fed_ += chunk.tokens.size();
-    for (const BlockId block : chunk.new_blocks) {
-      EXPECT_LT(block, limits_.blocks);
-      slot.blocks.push_back(block);
-      owner_[lane][block] = chunk.slot;  // whoever had it before must not use it again
+    // Whoever had a block before, or has it too, has not put anything else into it.
+    for (std::size_t i = 0; i < slot.tokens.size(); ++i) {
+      const Kv& kv = kv_at(lane, slot, i);
+      EXPECT_TRUE(std::ranges::equal(kv, std::span(slot.tokens).first(i + 1)))
+          << "slot " << chunk.slot << " position " << i;
     }
-    EXPECT_EQ(slot.blocks.size(),
-              (slot.tokens.size() + limits_.block_tokens - 1) / limits_.block_tokens);
-    for (const BlockId block : slot.blocks) EXPECT_EQ(owner_[lane][block], chunk.slot);
     if (!chunk.prompt_targets.empty()) {
       EXPECT_EQ(chunk.prompt_targets.size(), chunk.tokens.size());
       for (std::uint32_t i = 0; i < chunk.prompt_targets.size(); ++i) {
@@ -117,7 +155,7 @@ class ScriptedWorkers {
 
   SchedulerLimits limits_;
   std::vector<std::map<SlotId, Slot>> slots_;
-  std::vector<std::map<BlockId, SlotId>> owner_;
+  std::vector<std::map<std::pair<BlockId, std::size_t>, Kv>> kv_;
   std::uint64_t last_step_ = 0;
   std::uint64_t tokens_fed_ = 0;
   std::uint64_t tokens_of_slots_ = 0;

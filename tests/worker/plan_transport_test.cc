@@ -19,7 +19,8 @@ TEST(PlanTransport, ReportsPlansAndResultsArriveAsSent) {
   plan.exchange = ExchangePath::kAllGather;
   plan.lanes.resize(2);
   plan.lanes[1].starts.push_back({3, {}, 2, {1, 2, 3}});
-  plan.lanes[1].chunks.push_back({3, 0, {1, 2, 3}, {9}, true, {}});
+  plan.lanes[1].chunks.push_back(
+      {.slot = 3, .tokens = {1, 2, 3}, .new_blocks = {9}, .sample = true});
 
   std::vector<std::thread> workers;
   for (int rank = 1; rank < 3; ++rank) {

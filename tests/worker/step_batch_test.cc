@@ -5,6 +5,8 @@
 
 #include <stdexcept>
 
+#include "kernels/kv_write.h"
+
 namespace millrace {
 namespace {
 
@@ -92,8 +94,8 @@ TEST(StepBatch, APlanThatContradictsItselfIsRefusedByName) {
   add({chunk(0, 0, {1}, {0})}, "never started");
   add({chunk(1, 0, {}, {})}, "without tokens");
   add({chunk(1, 2, {1}, {0})}, "goes on at 2 instead of 0");
-  add({chunk(1, 0, {1})}, "0 blocks for 1 tokens");
-  add({chunk(1, 0, {1}, {0, 1})}, "2 blocks for 1 tokens");
+  add({chunk(1, 0, {1})}, "0 blocks and gets 0 for 1 tokens");
+  add({chunk(1, 0, {1}, {0, 1})}, "0 blocks and gets 2 for 1 tokens");
   add({chunk(1, 0, {1}, {10})}, "block 10 of 10");
   add({chunk(1, 0, {100}, {0})}, "token 100 of 100");
   add({chunk(1, 0, {-1}, {0})}, "token -1 of 100");
@@ -108,6 +110,54 @@ TEST(StepBatch, APlanThatContradictsItselfIsRefusedByName) {
     StepBatch batch(limits());
     EXPECT_THAT([&] { batch.load(c.plan); }, ThrowsMessage<std::runtime_error>(HasSubstr(c.words)));
   }
+}
+
+// KV of positions [0, 20) is in blocks 7 and 3: rows before 20 read it and write none.
+TEST(StepBatch, AChunkMayBeginBehindWhatIsCached) {
+  StepBatch batch(limits());
+  LanePlan plan = start(1);
+  plan.chunks = {chunk(1, 17, {1, 2, 3, 4, 5}, {7, 3})};
+  plan.chunks[0].cached = 20;
+  batch.load(plan);
+  EXPECT_THAT(std::vector(batch.positions().begin(), batch.positions().end()),
+              ElementsAre(17, 18, 19, 20, 21));
+  constexpr std::int64_t kNone = kernels::kNoKvSlot;
+  EXPECT_THAT(std::vector(batch.kv_slots().begin(), batch.kv_slots().end()),
+              ElementsAre(kNone, kNone, kNone, 3 * 16 + 4, 3 * 16 + 5));
+  EXPECT_EQ(batch.block_tables()[0][0], 7U);
+
+  // Later on it finds its own last block and two more computed by others.
+  LanePlan later;
+  later.chunks = {chunk(1, 61, {6}, {5, 8, 9})};
+  later.chunks[0].cached = 64;
+  batch.load(later);
+  EXPECT_THAT(std::vector(batch.block_tables()[0], batch.block_tables()[0] + 4),
+              ElementsAre(7, 5, 8, 9));
+  EXPECT_EQ(batch.kv_slots()[0], kNone);
+  LanePlan next;
+  next.chunks = {chunk(1, 62, {7, 8})};
+  next.chunks[0].cached = 64;
+  batch.load(next);
+  EXPECT_EQ(batch.kv_slots()[1], kNone);
+}
+
+TEST(StepBatch, WhatIsSkippedMustBeCached) {
+  const auto refused = [](std::uint32_t position, std::uint32_t cached, std::vector<BlockId> blocks,
+                          const char* words) {
+    StepBatch batch(limits());
+    LanePlan plan = start(1);
+    plan.chunks = {chunk(1, 0, {1, 2, 3, 4}, {0})};
+    batch.load(plan);
+    plan = {};
+    plan.chunks = {chunk(1, position, {5}, std::move(blocks))};
+    plan.chunks[0].cached = cached;
+    EXPECT_THAT([&] { batch.load(plan); }, ThrowsMessage<std::runtime_error>(HasSubstr(words)));
+  };
+  refused(17, 16, {1}, "goes on at 17 instead of 4");
+  refused(2, 16, {}, "goes on at 2 instead of 4");
+  refused(16, 80, {1, 2, 3, 4}, "grows to 80 tokens");
+  refused(13, 32, {}, "1 blocks and gets 0 for 32 tokens");
+  refused(13, 32, {1, 2, 3}, "1 blocks and gets 3 for 32 tokens");
 }
 
 // The last token of a slot, for a step whose plan was made before that token was known.

@@ -24,7 +24,7 @@ StepPlan sample_plan() {
                   .tokens = {5, 6, 7},
                   .new_blocks = {8, 9},
                   .prompt_targets = {6, 7, -1}},
-                 {.slot = 1, .position = 100, .tokens = {11}, .sample = true}};
+                 {.slot = 1, .position = 100, .cached = 128, .tokens = {11}, .sample = true}};
   plan.lanes = {lane, {}, lane};
   return plan;
 }

@@ -14,9 +14,9 @@ using kernels::cuda::SampleRow;
 
 constexpr std::size_t kHostBlocks = 2;
 
-// A sequence of n more tokens needs at most n new blocks, and a prompt of a whole context in one
-// step is bounded by the step's tokens.
-std::int64_t most_updates(const DeviceShape& shape) { return shape.max_rows(); }
+// A sequence of n more tokens needs at most n new blocks, and a plan takes at most as many blocks
+// from the prefix cache as it may have tokens (coordinator/scheduler.h).
+std::int64_t most_updates(const DeviceShape& shape) { return 2 * std::int64_t{shape.max_rows()}; }
 
 std::size_t input_bytes(const DeviceShape& shape) {
   return arena_bytes([&](ArenaCursor& cursor) {
@@ -110,7 +110,8 @@ std::size_t StepUploader::device_bytes(const DeviceShape& shape) {
 std::int64_t StepUploader::fill_updates(const LanePlan& plan, BlockTableUpdate* out) const {
   std::int64_t count = 0;
   for (const Chunk& chunk : plan.chunks) {
-    const auto tokens = static_cast<std::int32_t>(chunk.position + chunk.tokens.size());
+    const auto tokens = static_cast<std::int32_t>(
+        std::max<std::size_t>(chunk.position + chunk.tokens.size(), chunk.cached));
     const std::int32_t blocks = (tokens + block_tokens_ - 1) / block_tokens_;
     const auto added = static_cast<std::int32_t>(chunk.new_blocks.size());
     std::int32_t index =

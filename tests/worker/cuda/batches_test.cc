@@ -144,6 +144,37 @@ TEST(OnDeviceBatches, ChunksAndBlocksChangeNoBit) {
   same("preemptions", config);
 }
 
+// Two waves of prompts with one beginning: the second finds the first's, and within the first the
+// later ones find what is computed in their own step.
+TEST(OnDeviceBatches, WhatIsFoundComputedChangesNoBit) {
+  ClusterConfig config = base_config();
+  config.cache.block_tokens = 16;
+  std::vector<std::int32_t> beginning;
+  for (std::int32_t i = 0; i < (kEmulated ? 40 : 300); ++i) beginning.push_back(14 + i * i % 480);
+  std::vector<SequenceRequest> requests = batch_of(kEmulated ? 3 : 64);
+  for (SequenceRequest& request : requests) {
+    request.tokens.insert(request.tokens.begin(), beginning.begin(), beginning.end());
+    request.prompt_tokens = static_cast<std::uint32_t>(request.tokens.size());
+  }
+  Outputs expected;
+  {
+    EngineHarness engine(config);
+    for (const SequenceRequest& request : requests) expected.merge(engine.run({request}));
+  }
+  config.cache.prefix = true;
+  for (const bool graphs : {true, false}) {
+    config.device.graphs = graphs;
+    EngineHarness engine(config);
+    std::uint64_t cached = 0;
+    for (int wave = 0; wave < 2; ++wave) {
+      EXPECT_EQ(engine.run(requests), expected) << "wave " << wave;
+      EXPECT_GT(engine.cached_tokens(), cached);
+      cached = engine.cached_tokens();
+    }
+    if (kEmulated) return;
+  }
+}
+
 // All tiles, tables and workspaces at their real size: LFM2-8B-A1B's shape with random weights.
 TEST(OnDeviceBatches, AtTheSizeOfARealModelToo) {
   if (kEmulated) GTEST_SKIP() << "needs a device";

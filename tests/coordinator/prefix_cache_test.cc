@@ -1,0 +1,372 @@
+// The prefix cache: what is found is what was computed, and nothing else changes.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <random>
+
+#include "coordinator/block_pool.h"
+#include "coordinator/prefix_index.h"
+#include "tests/support/scheduler_harness.h"
+
+namespace millrace {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::expected_output;
+using ::testing::IsEmpty;
+using testing::SchedulerHarness;
+
+using Tokens = std::vector<std::int32_t>;
+
+TEST(PrefixIndex, FindsABlockByAllTokensUpToItsEnd) {
+  PrefixIndex index(4, 2);
+  const auto first = index.insert(PrefixIndex::kRoot, Tokens{1, 2}, 3);
+  const auto second = index.insert(first, Tokens{3, 4}, 0);
+  EXPECT_EQ(index.find(PrefixIndex::kRoot, Tokens{1, 2})->block, 3U);
+  EXPECT_EQ(index.find(first, Tokens{3, 4})->node, second);
+  EXPECT_FALSE(index.find(PrefixIndex::kRoot, Tokens{3, 4})) << "these tokens, behind others";
+  EXPECT_FALSE(index.find(first, Tokens{3, 5}));
+  EXPECT_EQ(index.block_of(second), 0U);
+  EXPECT_FALSE(index.block_of(PrefixIndex::kRoot));
+}
+
+TEST(PrefixIndex, ABlockUsedAgainIsAnotherNode) {
+  PrefixIndex index(2, 2);
+  const auto old_node = index.insert(PrefixIndex::kRoot, Tokens{1, 2}, 1);
+  const auto behind = index.insert(old_node, Tokens{3, 4}, 0);
+  index.erase(1);
+  EXPECT_FALSE(index.holds(1));
+  EXPECT_FALSE(index.find(PrefixIndex::kRoot, Tokens{1, 2}));
+  const auto new_node = index.insert(PrefixIndex::kRoot, Tokens{7, 8}, 1);
+  EXPECT_NE(new_node, old_node);
+  EXPECT_FALSE(index.block_of(old_node)) << "not the block that has its number now";
+  EXPECT_FALSE(index.find(new_node, Tokens{3, 4})) << "what was behind the old one";
+  index.erase(0);
+  EXPECT_FALSE(index.block_of(behind));
+}
+
+TEST(BlockPool, AllocatesAllOrNothing) {
+  BlockPool pool(3, 4);
+  std::vector<BlockId> blocks;
+  EXPECT_TRUE(pool.allocate(2, blocks));
+  EXPECT_FALSE(pool.allocate(2, blocks));
+  EXPECT_EQ(blocks.size(), 2U);
+  EXPECT_EQ(pool.available(), 1U);
+  pool.release(blocks);
+  EXPECT_EQ(pool.available(), 3U);
+  EXPECT_DEATH(pool.release(blocks), "CHECK failed");
+}
+
+// Fills `count` blocks behind each other, the i-th with tokens (i, i), and gives them up.
+std::vector<BlockPool::Node> leave_chain(BlockPool& pool, std::uint32_t count, std::int32_t first) {
+  std::vector<BlockId> blocks;
+  EXPECT_TRUE(pool.allocate(count, blocks));
+  std::vector<BlockPool::Node> nodes;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const auto token = first + static_cast<std::int32_t>(i);
+    nodes.push_back(pool.publish(nodes.empty() ? PrefixIndex::kRoot : nodes.back(),
+                                 Tokens{token, token}, blocks[i]));
+  }
+  pool.release(blocks);
+  return nodes;
+}
+
+TEST(BlockPool, WhatWasUsedLongestAgoGoesFirstAndEndsGoBeforeBeginnings) {
+  BlockPool pool(5, 2);
+  const auto a = leave_chain(pool, 3, 10);
+  const auto b = leave_chain(pool, 2, 20);
+  EXPECT_EQ(pool.available(), 5U);
+  EXPECT_EQ(pool.idle(), 5U);
+  std::vector<BlockId> taken;
+  ASSERT_TRUE(pool.allocate(1, taken));
+  EXPECT_TRUE(pool.knows(a[1]));
+  EXPECT_FALSE(pool.knows(a[2])) << "the end of the older chain";
+  pool.touch(a[1]);
+  pool.touch(a[0]);
+  ASSERT_TRUE(pool.allocate(2, taken));
+  EXPECT_FALSE(pool.knows(b[0]) || pool.knows(b[1])) << "older now than what was touched";
+  ASSERT_TRUE(pool.allocate(1, taken));
+  EXPECT_TRUE(pool.knows(a[0]));
+  EXPECT_FALSE(pool.knows(a[1]));
+}
+
+TEST(BlockPool, AFoundBlockMayBeHeldByManyAndIsNotTakenMeanwhile) {
+  BlockPool pool(2, 2);
+  leave_chain(pool, 1, 10);
+  const BlockId block = pool.find(PrefixIndex::kRoot, Tokens{10, 10})->block;
+  pool.hold(block);
+  pool.hold(block);
+  EXPECT_EQ(pool.available(), 1U);
+  EXPECT_EQ(pool.idle(), 0U);
+  std::vector<BlockId> taken;
+  EXPECT_FALSE(pool.allocate(2, taken));
+  pool.release(std::vector{block});
+  EXPECT_EQ(pool.available(), 1U);
+  pool.release(std::vector{block});
+  EXPECT_EQ(pool.idle(), 1U);
+  EXPECT_DEATH(pool.release(std::vector{block}), "CHECK failed");
+}
+
+TEST(BlockPool, WhatIsForgottenIsNotFoundAndFreeOnceGivenUp) {
+  BlockPool pool(3, 2);
+  leave_chain(pool, 2, 10);
+  const BlockId first = pool.find(PrefixIndex::kRoot, Tokens{10, 10})->block;
+  pool.hold(first);
+  pool.forget(std::vector{first});
+  EXPECT_FALSE(pool.find(PrefixIndex::kRoot, Tokens{10, 10}));
+  EXPECT_EQ(pool.available(), 2U);
+  pool.release(std::vector{first});
+  EXPECT_EQ(pool.available(), 3U);
+  EXPECT_EQ(pool.idle(), 1U) << "the one behind it, which nobody finds";
+}
+
+constexpr std::int32_t kVocab = 1000;
+
+SchedulerLimits limits() {
+  SchedulerLimits limits;
+  limits.max_sequences = 4;
+  limits.blocks = 64;
+  limits.block_tokens = 4;
+  limits.max_step_tokens = 24;
+  limits.prefill_chunk_tokens = 16;
+  limits.max_context_tokens = 128;
+  limits.vocab_size = kVocab;
+  limits.prefix_cache = true;
+  limits.state_tokens = 3;
+  return limits;
+}
+
+SequenceRequest request(RequestId id, Tokens prompt, std::uint32_t max_new) {
+  SequenceRequest request;
+  request.id = id;
+  request.prompt_tokens = static_cast<std::uint32_t>(prompt.size());
+  request.tokens = std::move(prompt);
+  request.max_new_tokens = max_new;
+  return request;
+}
+
+// n tokens that begin with `first` and go up.
+Tokens count_up(std::int32_t first, std::size_t n) {
+  Tokens tokens(n);
+  std::iota(tokens.begin(), tokens.end(), first);
+  return tokens;
+}
+
+Tokens operator+(Tokens a, const Tokens& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+class PrefixCache : public ::testing::Test {
+ protected:
+  explicit PrefixCache(const SchedulerLimits& l = limits()) : harness(l) {}
+
+  void submit(SequenceRequest request) {
+    expected[request.id] = expected_output(request, kVocab);
+    ASSERT_TRUE(harness.scheduler.submit(std::move(request)).has_value());
+  }
+  void run() {
+    harness.run();
+    EXPECT_EQ(harness.output, expected);
+    EXPECT_EQ(harness.scheduler.status().kv_tokens_used, 0U);
+  }
+  std::uint64_t hits() const { return harness.scheduler.status().prefix_hit_tokens; }
+
+  SchedulerHarness harness;
+  std::map<RequestId, Tokens> expected;
+};
+
+TEST_F(PrefixCache, ASecondSequenceGoesOnBehindWhatTheFirstComputed) {
+  submit(request(1, count_up(100, 18), 3));
+  run();
+  // Known: positions [0, 20), as the token drawn last is not fed; of which 19 are looked for.
+  ASSERT_TRUE(
+      harness.scheduler.submit(request(2, count_up(100, 18) + Tokens{7, 8}, 2)).has_value());
+  const StepPlan plan = *harness.scheduler.next_plan();
+  ASSERT_EQ(plan.lanes[0].chunks.size(), 1U);
+  const Chunk& chunk = plan.lanes[0].chunks[0];
+  EXPECT_EQ(plan.lanes[0].starts.size(), 1U);
+  EXPECT_EQ(chunk.cached, 16U) << "whole blocks of 4 that both have";
+  EXPECT_EQ(chunk.position, 13U) << "three tokens before, for the state";
+  EXPECT_EQ(chunk.tokens, Tokens({113, 114, 115, 116, 117, 7, 8}));
+  EXPECT_EQ(chunk.new_blocks.size(), 5U);
+  EXPECT_TRUE(chunk.sample);
+  const auto events = harness.scheduler.on_result({plan.step, 0, {{0, {5, 0}, {}}}, {}});
+  EXPECT_EQ(events->tokens[0].cached_tokens, 13U);
+  const CellStatus status = harness.scheduler.status();
+  EXPECT_EQ(status.prefix_hit_tokens, 13U);
+  EXPECT_EQ(status.prefix_queried_tokens, 17U + 19U);
+  EXPECT_EQ(status.kv_tokens_used, 20U);
+}
+
+TEST_F(PrefixCache, AnAnswerIsFoundByTheNextTurn) {
+  submit(request(1, count_up(100, 10), 20));
+  run();
+  submit(request(2, count_up(100, 10) + expected[1] + count_up(500, 9), 4));
+  run();
+  EXPECT_EQ(hits(), 28U - 3U) << "29 tokens were fed: seven blocks";
+}
+
+TEST_F(PrefixCache, LessThanTheStateNeedsIsNotWorthIt) {
+  submit(request(1, count_up(100, 3), 1));
+  submit(request(2, count_up(100, 3), 1));
+  run();
+  EXPECT_EQ(hits(), 0U);
+}
+
+TEST_F(PrefixCache, TheSamePromptAgainIsComputedForItsLastTokenOnly) {
+  submit(request(1, count_up(100, 16), 1));
+  run();
+  const std::uint64_t fed = harness.workers().tokens_fed();
+  submit(request(2, count_up(100, 16), 1));
+  run();
+  EXPECT_EQ(harness.workers().tokens_fed() - fed, 16U - 12U + 3U)
+      << "the last block, and the state";
+}
+
+// They divide the work: each goes on behind what the one before has in the same plan.
+TEST_F(PrefixCache, SequencesThatArriveTogetherShareOnePrefill) {
+  for (RequestId id = 1; id <= 4; ++id) {
+    submit(request(id, count_up(100, 100) + Tokens{static_cast<std::int32_t>(id)}, 1));
+  }
+  run();
+  const std::uint64_t fed = harness.workers().tokens_fed();
+  EXPECT_LT(fed, 2U * 101U);
+  EXPECT_EQ(fed, 4U * 101U - hits());
+}
+
+TEST_F(PrefixCache, PromptLogProbabilitiesNeedEveryToken) {
+  submit(request(1, count_up(100, 20), 1));
+  run();
+  SequenceRequest with = request(2, count_up(100, 20), 1);
+  with.sampling.prompt_logprobs = true;
+  submit(with);
+  run();
+  EXPECT_EQ(harness.prompt_logprobs[2].targets.size(), 19U);
+  EXPECT_EQ(hits(), 0U);
+}
+
+TEST_F(PrefixCache, NothingOfASequenceWithBrokenNumbersIsUsedAgain) {
+  Scheduler scheduler(limits());
+  ASSERT_TRUE(scheduler.submit(request(1, count_up(100, 16), 2)).has_value());
+  scheduler.next_plan();
+  ASSERT_TRUE(scheduler.on_result({1, 0, {{0, {kNoToken, 0}, {}}}, {}}).has_value());
+  EXPECT_EQ(scheduler.status().kv_tokens_cached, 0U);
+  ASSERT_TRUE(scheduler.submit(request(2, count_up(100, 16), 2)).has_value());
+  EXPECT_EQ(scheduler.next_plan()->lanes[0].chunks[0].position, 0U);
+}
+
+TEST_F(PrefixCache, CanBeTurnedOff) {
+  SchedulerLimits off = limits();
+  off.prefix_cache = false;
+  Scheduler scheduler(off);
+  for (RequestId id = 1; id <= 2; ++id) {
+    ASSERT_TRUE(scheduler.submit(request(id, count_up(100, 16), 1)).has_value());
+    const StepPlan plan = *scheduler.next_plan();
+    EXPECT_EQ(plan.lanes[0].chunks[0].position, 0U);
+    ASSERT_TRUE(scheduler.on_result({plan.step, 0, {{0, {5, 0}, {}}}, {}}).has_value());
+  }
+  EXPECT_EQ(scheduler.status().kv_tokens_cached, 0U);
+  EXPECT_EQ(scheduler.status().prefix_queried_tokens, 0U);
+}
+
+// A plan names at most as many blocks of others as it may have tokens.
+TEST_F(PrefixCache, ALongBeginningComesInSeveralPlans) {
+  SchedulerLimits l = limits();
+  l.max_step_tokens = 8;
+  l.prefill_chunk_tokens = 8;
+  SchedulerHarness small(l);
+  ASSERT_TRUE(small.scheduler.submit(request(1, count_up(100, 100), 1)).has_value());
+  small.run();
+  ASSERT_TRUE(small.scheduler.submit(request(2, count_up(100, 100), 1)).has_value());
+  const StepPlan first = *small.scheduler.next_plan();
+  EXPECT_EQ(first.lanes[0].chunks[0].cached, 32U);
+  EXPECT_EQ(first.lanes[0].chunks[0].new_blocks.size(), 10U) << "8 found, 2 for its own tokens";
+}
+
+SchedulerLimits two_lanes() {
+  SchedulerLimits l = limits();
+  l.lanes = 2;
+  return l;
+}
+
+class PrefixCacheOfTwoLanes : public PrefixCache {
+ protected:
+  PrefixCacheOfTwoLanes() : PrefixCache(two_lanes()) {}
+};
+
+TEST_F(PrefixCacheOfTwoLanes, ALaneThatKnowsTheBeginningMayBeSlightlyFuller) {
+  submit(request(1, count_up(100, 20), 30));
+  submit(request(2, count_up(300, 20), 30));
+  for (int i = 0; i < 4; ++i) harness.step();
+  submit(request(3, count_up(300, 20), 1));
+  submit(request(4, count_up(300, 20), 1));
+  run();
+  EXPECT_EQ(hits(), 2U * 13U);
+}
+
+// Prompts that are paths through a few segments, so that they begin alike in many ways, under
+// little memory, with cancellations: the workers check each position of each block.
+struct Storm {
+  std::uint32_t stages, lanes;
+  bool async;
+  std::uint32_t blocks, chunk, state_tokens;
+};
+
+class PrefixCacheStorm : public ::testing::TestWithParam<Storm> {};
+
+TEST_P(PrefixCacheStorm, OutputsAreThoseOfColdRuns) {
+  const Storm storm = GetParam();
+  for (std::uint32_t seed = 0; seed < 20; ++seed) {
+    SCOPED_TRACE(seed);
+    SchedulerLimits l = limits();
+    l.stages = storm.stages;
+    l.lanes = storm.lanes;
+    l.async = storm.async;
+    l.blocks = storm.blocks;
+    l.prefill_chunk_tokens = storm.chunk;
+    l.state_tokens = storm.state_tokens;
+    l.max_context_tokens = 64;
+    SchedulerHarness harness(l);
+    std::mt19937 random(seed);
+    const auto below = [&](unsigned n) { return static_cast<std::int32_t>(random() % n); };
+    std::map<RequestId, Tokens> expected;
+    std::vector<RequestId> cancelled;
+    for (RequestId id = 1; id <= 60; ++id) {
+      Tokens prompt;
+      for (int part = 0; part <= below(4); ++part) {
+        const std::int32_t segment = below(2);
+        prompt = prompt + count_up(100 * segment, static_cast<std::size_t>(5 + 6 * segment));
+      }
+      if (below(2) == 0) prompt.push_back(below(kVocab));
+      SequenceRequest r = request(id, prompt, 1 + static_cast<std::uint32_t>(below(12)));
+      r.sampling.prompt_logprobs = below(8) == 0;
+      expected[id] = expected_output(r, kVocab);
+      ASSERT_TRUE(harness.scheduler.submit(r).has_value());
+      for (int steps = below(4); steps > 0; --steps) harness.step();
+      const RequestId victim = 1 + static_cast<RequestId>(below(static_cast<unsigned>(id)));
+      if (below(6) == 0 && harness.scheduler.cancel(victim)) cancelled.push_back(victim);
+    }
+    harness.run();
+    for (const RequestId id : cancelled) {
+      ASSERT_LE(harness.output[id].size(), expected[id].size());
+      expected[id].resize(harness.output[id].size());
+    }
+    for (auto& [id, tokens] : expected) EXPECT_EQ(harness.output[id], tokens) << id;
+    const CellStatus status = harness.scheduler.status();
+    EXPECT_EQ(status.kv_tokens_used, 0U);
+    EXPECT_GT(status.prefix_hit_tokens, 0U);
+    EXPECT_LE(status.prefix_hit_tokens, status.prefix_queried_tokens);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, PrefixCacheStorm,
+    ::testing::Values(Storm{1, 1, false, 64, 16, 3}, Storm{1, 1, true, 64, 16, 3},
+                      Storm{1, 1, true, 18, 1, 3}, Storm{1, 1, false, 18, 2, 6},
+                      Storm{2, 2, false, 18, 16, 3}, Storm{3, 1, false, 18, 5, 0},
+                      Storm{1, 4, true, 20, 7, 10}, Storm{2, 1, false, 17, 24, 2}));
+
+}  // namespace
+}  // namespace millrace

@@ -5,7 +5,10 @@
 namespace millrace {
 
 BlockPool::BlockPool(std::uint32_t blocks, std::uint32_t block_tokens)
-    : index_(blocks, block_tokens), holders_(blocks, 0), used_(blocks, 0) {
+    : index_(blocks, block_tokens),
+      holders_(blocks, 0),
+      forgotten_(blocks, false),
+      used_(blocks, 0) {
   free_.reserve(blocks);
   for (std::uint32_t b = blocks; b-- > 0;) free_.push_back(b);
 }
@@ -36,6 +39,7 @@ void BlockPool::hold(BlockId block) {
 BlockPool::Node BlockPool::publish(Node parent, std::span<const std::int32_t> tokens,
                                    BlockId block) {
   if (const auto there = index_.find(parent, tokens)) return there->node;
+  index_.erase(block);
   return index_.insert(parent, tokens, block);
 }
 
@@ -47,6 +51,7 @@ void BlockPool::release(std::span<const BlockId> blocks) {
     if (index_.holds(block)) {
       make_idle(block);
     } else {
+      forgotten_[block] = false;
       free_.push_back(block);
     }
   }
@@ -61,9 +66,10 @@ void BlockPool::touch(Node node) {
 
 void BlockPool::forget(std::span<const BlockId> blocks) {
   for (const BlockId block : blocks) {
-    if (!index_.holds(block)) continue;
+    const bool idle = holders_[block] == 0 && index_.holds(block);
     index_.erase(block);
-    if (holders_[block] > 0) continue;
+    if (holders_[block] > 0) forgotten_[block] = true;
+    if (!idle) continue;
     leave_idle(block);
     free_.push_back(block);
   }

@@ -40,7 +40,7 @@ class BlockPool {
 
   // `block`, which the caller holds, will have these tokens behind `parent` in its KV before any
   // plan to come is executed. Returns their node, which may be that of another block that has them
-  // too.
+  // too. Where it could be found before, it no longer is.
   Node publish(Node parent, std::span<const std::int32_t> tokens, BlockId block);
   bool knows(Node node) const { return node == PrefixIndex::kRoot || index_.block_of(node); }
 
@@ -51,8 +51,9 @@ class BlockPool {
   // The block of `node` counts as used now.
   void touch(Node node);
 
-  // Nobody is to find these any more.
+  // Nobody is to find these any more, nor are their holders to publish them again.
   void forget(std::span<const BlockId> blocks);
+  bool forgotten(BlockId block) const { return forgotten_[block]; }
 
  private:
   void make_idle(BlockId block);
@@ -60,6 +61,7 @@ class BlockPool {
 
   PrefixIndex index_;
   std::vector<std::uint32_t> holders_;  // [blocks]
+  std::vector<bool> forgotten_;         // [blocks], while held
   std::vector<BlockId> free_;  // a stack: the block freed last is the one most likely still cached
   std::map<std::uint64_t, BlockId> idle_;  // in the index and held by nobody, by time of last use
   std::vector<std::uint64_t> used_;        // [blocks], key into idle_

@@ -95,7 +95,7 @@ Result<void> Scheduler::submit(SequenceRequest request) {
     return Error{ErrorCode::kResourceExhausted, "",
                  fmt::format("the cell holds {} sequences already", sequences_.size())};
   }
-  auto sequence = std::make_unique<Sequence>();
+  auto sequence = std::make_unique<Sequence>(limits_.block_tokens);
   sequence->tokens = request.tokens;
   sequence->arrival = arrivals_++;
   sequence->prompt_logprobs.id = request.id;
@@ -142,8 +142,7 @@ void Scheduler::start_running(Sequence& sequence, std::uint32_t lane_index) {
 
 void Scheduler::stop_running(Sequence& sequence) {
   Lane& lane = lanes_[sequence.lane];
-  publish(sequence);
-  sequence.blocks.release(lane.pool);
+  sequence.blocks.release(lane.pool, computed_tokens(sequence));
   lane.free_slots.push_back(sequence.slot);
   --lane.cohort_size[sequence.cohort];
   lane.running.erase(std::find(lane.running.begin(), lane.running.end(), &sequence));
@@ -172,12 +171,15 @@ std::optional<std::uint32_t> Scheduler::pick_lane(const Sequence& sequence) cons
   for (std::uint32_t i = 0; i < limits_.lanes; ++i) {
     const Lane& lane = lanes_[i];
     if (lane.free_slots.empty()) continue;
-    const auto reach = SequenceBlocks{}.reach(lane.pool, findable(sequence), limits_.block_tokens);
+    const auto known = findable_in(lane, sequence);
+    const auto held = std::ranges::count_if(
+        known, [&lane](const auto& entry) { return lane.pool.holders(entry.block) > 0; });
     // One spare block per running sequence keeps a new arrival from being preempted straight away.
-    const std::size_t wanted = blocks_for(sequence.size()) - reach.held + lane.running.size();
+    const std::size_t wanted =
+        blocks_for(sequence.size()) - static_cast<std::size_t>(held) + lane.running.size();
     if (lane.pool.available() < wanted) continue;
-    candidates.push_back(
-        {i, reach.blocks, lane.running.size(), lane.pool.capacity() - lane.pool.available()});
+    candidates.push_back({i, static_cast<std::uint32_t>(known.size()), lane.running.size(),
+                          lane.pool.capacity() - lane.pool.available()});
     fewest = std::min(fewest, lane.running.size());
   }
   if (candidates.empty()) return std::nullopt;
@@ -241,40 +243,84 @@ std::span<const std::int32_t> Scheduler::findable(const Sequence& sequence) cons
   return std::span(sequence.tokens).first(sequence.tokens.size() - 1);
 }
 
-void Scheduler::skip_cached(Sequence& sequence, LaneDraft& draft) {
-  const std::span<const std::int32_t> tokens = findable(sequence);
-  BlockPool& pool = lanes_[sequence.lane].pool;
-  const std::uint32_t known = sequence.scheduled / limits_.block_tokens;
+std::vector<PrefixIndex::Entry> Scheduler::findable_in(const Lane& lane,
+                                                       const Sequence& sequence) const {
+  auto found = sequence.blocks.find(lane.pool, findable(sequence));
+  const std::size_t blocks = sequence.blocks.published() + found.size();
+  if (blocks * limits_.block_tokens <= limits_.state_tokens) found.clear();
+  return found;
+}
+
+Scheduler::Skip Scheduler::find_skip(const Sequence& sequence, const LaneDraft& draft) const {
+  Skip skip{findable_in(lanes_[sequence.lane], sequence), sequence.scheduled, sequence.cached};
   // What a plan says of blocks stays in proportion to its tokens; the rest comes with the next one.
   const std::uint32_t room = limits_.max_step_tokens - draft.adopted_blocks;
-  const std::uint32_t blocks =
-      std::min(sequence.blocks.reach(pool, tokens, limits_.block_tokens).blocks, known + room);
+  skip.found.resize(std::min<std::size_t>(skip.found.size(), room));
+  const auto blocks = static_cast<std::uint32_t>(sequence.blocks.published() + skip.found.size());
   const std::uint32_t end = blocks * limits_.block_tokens;
   const std::uint32_t begin = end - std::min(end, limits_.state_tokens);
-  if (begin <= sequence.scheduled) return;
-  sequence.blocks.adopt(pool, tokens, limits_.block_tokens, blocks);
-  draft.adopted_blocks += blocks - known;
-  if (sequence.computed == 0) {
-    sequence.skipped += begin - sequence.scheduled;
-    prefix_hit_tokens_ += begin - sequence.scheduled;
+  if (begin <= sequence.scheduled) {
+    skip.found.clear();
+  } else {
+    skip.begin = begin;
+    skip.cached = end;
   }
-  sequence.scheduled = begin;
-  sequence.cached = end;
+  return skip;
 }
 
-// Plans are executed in order, and this sequence's blocks are in one that has gone out or goes out
-// before all others.
+void Scheduler::take(Sequence& sequence, const Skip& skip) {
+  sequence.blocks.adopt(lanes_[sequence.lane].pool, skip.found);
+  if (sequence.computed == 0) prefix_hit_tokens_ += skip.begin - sequence.scheduled;
+  if (!sequence.planned) sequence.skipped = skip.begin;
+  sequence.scheduled = skip.begin;
+  sequence.cached = skip.cached;
+}
+
+std::span<const std::int32_t> Scheduler::computed_tokens(const Sequence& sequence) const {
+  if (!limits_.prefix_cache) return {};
+  return std::span(sequence.tokens).first(std::min(sequence.scheduled, sequence.size()));
+}
+
 void Scheduler::publish(Sequence& sequence) {
-  if (!limits_.prefix_cache) return;
-  const std::uint32_t known = std::min(sequence.scheduled, sequence.size());
-  sequence.blocks.publish(lanes_[sequence.lane].pool, std::span(sequence.tokens).first(known),
-                          limits_.block_tokens);
+  sequence.blocks.publish(lanes_[sequence.lane].pool, computed_tokens(sequence));
 }
 
-// None of what it has computed may reach another answer.
+// None of what it has computed may reach another answer. It may have been preempted meanwhile.
 void Scheduler::forget(Sequence& sequence) {
-  sequence.blocks.forget(lanes_[sequence.lane].pool);
+  BlockPool& pool = lanes_[sequence.lane].pool;
+  sequence.blocks.forget(pool);
   sequence.scheduled = sequence.cached = 0;
+  for (const PrefixIndex::Entry& entry : sequence.blocks.find(pool, sequence.tokens)) {
+    pool.forget(std::span(&entry.block, 1));
+  }
+}
+
+// All or nothing: a sequence that finds no room holds no more than before.
+bool Scheduler::add_prefill_chunk(Sequence& sequence, LaneDraft& draft) {
+  BlockPool& pool = lanes_[sequence.lane].pool;
+  const Skip skip = find_skip(sequence, draft);
+  const std::uint32_t tokens =
+      std::min({limits_.max_step_tokens - draft.tokens, limits_.prefill_chunk_tokens,
+                sequence.size() - skip.begin});
+  if (!skip.found.empty()) {
+    std::vector<BlockId> held;
+    for (const PrefixIndex::Entry& entry : skip.found) {
+      pool.hold(entry.block);
+      held.push_back(entry.block);
+    }
+    const auto have = static_cast<std::uint32_t>(sequence.blocks.published() + held.size());
+    const std::uint32_t need = blocks_for(std::max(skip.begin + tokens, skip.cached));
+    if (!make_room(sequence, need - have, draft)) {
+      pool.release(held);
+      return false;
+    }
+    take(sequence, skip);
+    draft.adopted_blocks += static_cast<std::uint32_t>(held.size());
+  }
+  if (!add_chunk(sequence, tokens, draft)) return false;
+  draft.prefill = true;
+  prompt_tokens_ += tokens;
+  return true;
 }
 
 bool Scheduler::add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& draft) {
@@ -347,14 +393,8 @@ Scheduler::LaneDraft Scheduler::draft_lane(std::uint32_t lane_index, std::uint32
   }
   for (Sequence* s : running) {
     if (!still_running(s) || s->decoding() || s->scheduled >= s->size()) continue;
-    if (draft.tokens < limits_.max_step_tokens) skip_cached(*s, draft);
-    const std::uint32_t budget = limits_.max_step_tokens - draft.tokens;
-    const std::uint32_t tokens =
-        std::min({budget, limits_.prefill_chunk_tokens, s->size() - s->scheduled});
-    if (tokens == 0) break;
-    if (!add_chunk(*s, tokens, draft)) continue;  // waits for older ones to finish
-    draft.prefill = true;
-    prompt_tokens_ += tokens;
+    if (draft.tokens == limits_.max_step_tokens) break;
+    add_prefill_chunk(*s, draft);  // or it waits for older ones to finish
   }
   return draft;
 }

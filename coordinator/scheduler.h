@@ -127,6 +127,13 @@ class Scheduler {
     std::vector<std::uint32_t> cohort_size;
   };
 
+  // What a sequence need not compute because its lane has it.
+  struct Skip {
+    std::vector<PrefixIndex::Entry> found;  // behind its published blocks
+    std::uint32_t begin = 0;                // goes on here,
+    std::uint32_t cached = 0;               // and writes KV from here on
+  };
+
   // One lane's part of a plan under construction.
   struct LaneDraft {
     LanePlan plan;
@@ -149,7 +156,12 @@ class Scheduler {
   // The tokens of a sequence that it may find computed: not the last one, which is computed in any
   // case to draw from, and none while the log-probabilities of each are wanted.
   std::span<const std::int32_t> findable(const Sequence& sequence) const;
-  void skip_cached(Sequence& sequence, LaneDraft& draft);
+  // What a sequence may find of these, if it is more than the state of its end needs.
+  std::vector<PrefixIndex::Entry> findable_in(const Lane& lane, const Sequence& sequence) const;
+  Skip find_skip(const Sequence& sequence, const LaneDraft& draft) const;
+  void take(Sequence& sequence, const Skip& skip);
+  // Tokens that are in plans that have gone out or are about to.
+  std::span<const std::int32_t> computed_tokens(const Sequence& sequence) const;
   void publish(Sequence& sequence);
   void forget(Sequence& sequence);
   void start_running(Sequence& sequence, std::uint32_t lane);
@@ -159,6 +171,7 @@ class Scheduler {
 
   LaneDraft draft_lane(std::uint32_t lane, std::uint32_t cohort);
   bool add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& draft);
+  bool add_prefill_chunk(Sequence& sequence, LaneDraft& draft);
   bool make_room(Sequence& sequence, std::uint32_t blocks, const LaneDraft& draft);
   std::vector<std::int32_t> prompt_targets(const Sequence& sequence, std::uint32_t tokens) const;
   StepPlan issue(std::uint32_t cohort, std::vector<LaneDraft> drafts);

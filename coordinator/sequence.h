@@ -12,6 +12,8 @@ namespace millrace {
 enum class SequenceState : std::uint8_t { kWaiting, kRunning };
 
 struct Sequence {
+  explicit Sequence(std::uint32_t block_tokens) : blocks(block_tokens) {}
+
   SequenceRequest request;
   std::vector<std::int32_t> tokens;  // prompt and everything generated so far
   SequenceState state = SequenceState::kWaiting;
@@ -30,7 +32,7 @@ struct Sequence {
   std::uint32_t computed = 0;         // tokens that had been scheduled when it was last preempted
   std::uint32_t plans_in_flight = 0;  // issued plans whose result names this sequence
   std::uint32_t unknown = 0;          // tokens that plans in flight draw: they follow `tokens`
-  std::uint32_t skipped = 0;          // tokens that need not be computed; not after a preemption
+  std::uint32_t skipped = 0;          // tokens that were there when it first ran
   bool skipped_told = false;          // an event has said so
   PromptLogprobsEvent prompt_logprobs;
   bool prompt_logprobs_sent = false;

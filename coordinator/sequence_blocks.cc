@@ -3,47 +3,29 @@
 #include <algorithm>
 #include <iterator>
 
-#include "config/check.h"
-
 namespace millrace {
 
-namespace {
-
-std::span<const std::int32_t> block(std::span<const std::int32_t> tokens, std::size_t index,
-                                    std::uint32_t block_tokens) {
-  return tokens.subspan(index * block_tokens, block_tokens);
-}
-
-}  // namespace
-
-SequenceBlocks::Reach SequenceBlocks::reach(const BlockPool& pool,
-                                            std::span<const std::int32_t> tokens,
-                                            std::uint32_t block_tokens) const {
-  Reach reach{static_cast<std::uint32_t>(nodes_.size()), 0};
+std::vector<PrefixIndex::Entry> SequenceBlocks::find(const BlockPool& pool,
+                                                     std::span<const std::int32_t> tokens) const {
+  std::vector<PrefixIndex::Entry> found;
   BlockPool::Node node = nodes_.empty() ? PrefixIndex::kRoot : nodes_.back();
-  while ((reach.blocks + 1) * std::uint64_t{block_tokens} <= tokens.size()) {
-    const auto next = pool.find(node, block(tokens, reach.blocks, block_tokens));
+  for (std::size_t begin = nodes_.size() * block_tokens_; begin + block_tokens_ <= tokens.size();
+       begin += block_tokens_) {
+    const auto next = pool.find(node, tokens.subspan(begin, block_tokens_));
     if (!next) break;
     node = next->node;
-    ++reach.blocks;
-    if (pool.holders(next->block) > 0) ++reach.held;
+    found.push_back(*next);
   }
-  return reach;
+  return found;
 }
 
-void SequenceBlocks::adopt(BlockPool& pool, std::span<const std::int32_t> tokens,
-                           std::uint32_t block_tokens, std::uint32_t blocks) {
-  const std::size_t own = nodes_.size();
-  pool.release(std::span(blocks_).subspan(own));
-  blocks_.resize(own);
-  told_ = std::min(told_, static_cast<std::uint32_t>(own));
-  while (nodes_.size() < blocks) {
-    const auto next = pool.find(nodes_.empty() ? PrefixIndex::kRoot : nodes_.back(),
-                                block(tokens, nodes_.size(), block_tokens));
-    CHECK(next.has_value(), "block {} of {} is gone", nodes_.size(), blocks);
-    pool.hold(next->block);
-    blocks_.push_back(next->block);
-    nodes_.push_back(next->node);
+void SequenceBlocks::adopt(BlockPool& pool, std::span<const PrefixIndex::Entry> found) {
+  pool.release(std::span(blocks_).subspan(published()));
+  blocks_.resize(published());
+  told_ = std::min(told_, published());
+  for (const PrefixIndex::Entry& entry : found) {
+    blocks_.push_back(entry.block);
+    nodes_.push_back(entry.node);
   }
 }
 
@@ -53,30 +35,38 @@ std::vector<BlockId> SequenceBlocks::take_news() {
   return news;
 }
 
-void SequenceBlocks::publish(BlockPool& pool, std::span<const std::int32_t> tokens,
-                             std::uint32_t block_tokens) {
+void SequenceBlocks::publish(BlockPool& pool, std::span<const std::int32_t> tokens) {
   // Another sequence's block for the same tokens may have been given up and used again.
   while (!nodes_.empty() && !pool.knows(nodes_.back())) nodes_.pop_back();
-  while ((nodes_.size() + 1) * block_tokens <= tokens.size()) {
-    const std::size_t i = nodes_.size();
+  for (std::size_t i = nodes_.size(); (i + 1) * block_tokens_ <= tokens.size(); ++i) {
+    if (pool.forgotten(blocks_[i])) return;
     nodes_.push_back(pool.publish(nodes_.empty() ? PrefixIndex::kRoot : nodes_.back(),
-                                  block(tokens, i, block_tokens), blocks_[i]));
+                                  tokens.subspan(i * block_tokens_, block_tokens_), blocks_[i]));
   }
 }
 
-void SequenceBlocks::release(BlockPool& pool) {
+void SequenceBlocks::release(BlockPool& pool, std::span<const std::int32_t> tokens) {
+  const auto gone = std::ranges::find_if_not(nodes_, [&](auto node) { return pool.knows(node); });
+  nodes_.erase(gone, nodes_.end());
+  publish(pool, tokens);
   // Where another's block holds the same, this sequence's own, deeper ones hang on that.
   for (std::size_t i = size(); i-- > 0;) {
     pool.release(std::span(blocks_).subspan(i, 1));
     if (i < nodes_.size()) pool.touch(nodes_[i]);
   }
-  *this = SequenceBlocks{};
+  clear();
 }
 
 void SequenceBlocks::forget(BlockPool& pool) {
   pool.forget(blocks_);
   pool.release(blocks_);
-  *this = SequenceBlocks{};
+  clear();
+}
+
+void SequenceBlocks::clear() {
+  blocks_.clear();
+  nodes_.clear();
+  told_ = 0;
 }
 
 }  // namespace millrace

@@ -13,20 +13,20 @@ namespace millrace {
 
 class SequenceBlocks {
  public:
+  explicit SequenceBlocks(std::uint32_t block_tokens) : block_tokens_(block_tokens) {}
+
   std::uint32_t size() const { return static_cast<std::uint32_t>(blocks_.size()); }
   bool empty() const { return blocks_.empty(); }
+  // The first ones, whole, which are in the pool's index or were when they were published.
+  std::uint32_t published() const { return static_cast<std::uint32_t>(nodes_.size()); }
 
-  // What the pool has of `tokens`, beginning at the first one.
-  struct Reach {
-    std::uint32_t blocks = 0;  // whole ones
-    std::uint32_t held = 0;    // those of them that cost nothing, as somebody holds them anyway
-  };
-  Reach reach(const BlockPool& pool, std::span<const std::int32_t> tokens,
-              std::uint32_t block_tokens) const;
+  // What the pool has of `tokens` behind the published blocks.
+  std::vector<PrefixIndex::Entry> find(const BlockPool& pool,
+                                       std::span<const std::int32_t> tokens) const;
 
-  // Holds what reach() found, up to `blocks`, in place of its own unfinished block.
-  void adopt(BlockPool& pool, std::span<const std::int32_t> tokens, std::uint32_t block_tokens,
-             std::uint32_t blocks);
+  // These, which find() has given and the caller holds, now follow the published blocks; what
+  // followed them before is given up. The hold passes over.
+  void adopt(BlockPool& pool, std::span<const PrefixIndex::Entry> found);
 
   // Takes `count` more, or none and returns false.
   bool grow(BlockPool& pool, std::uint32_t count) { return pool.allocate(count, blocks_); }
@@ -36,15 +36,21 @@ class SequenceBlocks {
 
   // The whole blocks of `tokens` will have been computed before any plan to come is executed:
   // others may use them.
-  void publish(BlockPool& pool, std::span<const std::int32_t> tokens, std::uint32_t block_tokens);
+  void publish(BlockPool& pool, std::span<const std::int32_t> tokens);
 
-  void release(BlockPool& pool);
-  // As release(), and what they hold is not to be used again.
+  // Gives all up, to be found again: by its own way if that of another sequence is gone. `tokens`
+  // as for publish().
+  void release(BlockPool& pool, std::span<const std::int32_t> tokens);
+  // Gives all up, not to be found again.
   void forget(BlockPool& pool);
 
  private:
+  void clear();
+
+  std::uint32_t block_tokens_;
   std::vector<BlockId> blocks_;
-  std::vector<BlockPool::Node> nodes_;  // of the first blocks, those that are published
+  std::vector<BlockPool::Node> nodes_;  // of the published ones; where another block holds the same
+                                        // tokens, that one's
   std::uint32_t told_ = 0;              // the first blocks, which the workers know of
 };
 

@@ -182,8 +182,9 @@ inline constexpr auto kCatalogue = [] {
     {Metric::kPromptTokensCached, kCtr, "vllm:prompt_tokens_cached_total", "tokens",
      "Of these, those that a cell had from its prefix cache and did not compute.", {}, {}},
     {Metric::kPrefixCacheQueries, kCtr, "vllm:prefix_cache_queries_total", "tokens",
-     "Tokens that cells looked for in their prefix caches: of each sequence all but the last one, "
-     "delivered ones too where it came from a lost cell.", {}, {}},
+     "Tokens that cells looked for in their prefix caches: of a sequence all but the last one, "
+     "delivered ones too where it came from a lost cell, and none where the prompt's "
+     "log-probabilities are wanted.", {}, {}},
     {Metric::kPrefixCacheHits, kCtr, "vllm:prefix_cache_hits_total", "tokens",
      "Of these, those that were found, so that they were not computed.", {}, {}},
     {Metric::kGenerationTokens, kCtr, "vllm:generation_tokens_total", "tokens",

@@ -52,7 +52,8 @@ Result<std::unique_ptr<GenerationStream>> GatewayCore::submit(GenerateRequest re
     if (self) asio::post(self->strand_, [self, s] { self->abandon(*s); });
   };
   asio::post(strand_, [self = shared_from_this(), state, first_id, now = Clock::now(),
-                       r = std::move(request)] { self->admit(r, first_id, state, now); });
+                       trail = PrefixAffinity::trail(request.prompt),
+                       r = std::move(request)] { self->admit(r, trail, first_id, state, now); });
   return std::unique_ptr<GenerationStream>(
       std::make_unique<GatewayStream>(strand_, std::move(state), std::move(control)));
 }
@@ -104,10 +105,10 @@ void GatewayCore::release(std::uint64_t sequences, std::uint64_t tokens) {
   queued_tokens_ -= tokens;
 }
 
-void GatewayCore::admit(const GenerateRequest& request, RequestId first_id,
-                        const std::shared_ptr<StreamState>& stream, Clock::time_point now) {
+void GatewayCore::admit(const GenerateRequest& request, const PrefixAffinity::Trail& trail,
+                        RequestId first_id, const std::shared_ptr<StreamState>& stream,
+                        Clock::time_point now) {
   const auto prompt_tokens = static_cast<std::uint32_t>(request.prompt.size());
-  const PrefixAffinity::Trail trail = PrefixAffinity::trail(request.prompt);
   for (std::uint32_t choice = 0; choice < request.n; ++choice) {
     const RequestId id = first_id + choice;
     SequenceRequest r{.id = id,
@@ -167,28 +168,26 @@ GatewayCore::Cell* GatewayCore::cell_for(RequestId id, std::uint32_t queue_depth
   const Sequence& sequence = sequences_.at(id);
   const std::uint64_t length = std::uint64_t{request.prompt_tokens} + request.max_new_tokens;
   const bool alone = suspicious(sequence);
-  const std::string* familiar = affinity_.find(sequence.trail);
+  const auto may_take = [&](const Cell& cell) {
+    return length <= cell.view.info.max_context && (!alone || cell.suspects == 0) &&
+           room(cell, queue_depth) > 0;
+  };
   Cell* best = nullptr;
-  Cell* seen = nullptr;
-  std::int64_t best_room = 0;
-  std::int64_t seen_room = 0;
   for (auto& [name, cell] : cells_) {
-    if (length > cell.view.info.max_context || (alone && cell.suspects > 0)) continue;
-    const std::int64_t free = room(cell, queue_depth);
-    if (free > best_room) {
-      best = &cell;
-      best_room = free;
-    }
-    // A cell without a prefix cache, or one that has just been started, has looked for nothing.
-    const bool keeps = cell.view.status.prefix_queried_tokens > 0;
-    if (familiar != nullptr && name == *familiar && keeps) {
-      seen = &cell;
-      seen_room = free;
-    }
+    if (!may_take(cell)) continue;
+    if (best == nullptr || room(cell, queue_depth) > room(*best, queue_depth)) best = &cell;
   }
-  if (seen == nullptr || seen_room <= 0) return best;
-  const std::int64_t slightly = std::max<std::int64_t>(1, seen->view.info.max_sequences / 4);
-  return best_room - seen_room <= slightly ? seen : best;
+  if (best == nullptr || cells_.size() == 1) return best;
+  const std::string* familiar = affinity_.find(sequence.trail);
+  const auto seen = familiar == nullptr ? cells_.end() : cells_.find(*familiar);
+  if (seen == cells_.end() || !may_take(seen->second)) return best;
+  Cell& cell = seen->second;
+  // A cell without a prefix cache, or one that has just been started, has looked for nothing.
+  if (cell.view.status.prefix_queried_tokens == 0) return best;
+  // To wait for a slot costs more than to compute again in one that is free.
+  if (room(cell, 0) <= 0 && room(*best, 0) > 0) return best;
+  const std::int64_t slightly = std::max<std::int64_t>(1, cell.view.info.max_sequences / 4);
+  return room(*best, queue_depth) - room(cell, queue_depth) <= slightly ? &cell : best;
 }
 
 bool GatewayCore::dispatch(RequestId id, Cell& cell) {
@@ -205,7 +204,7 @@ bool GatewayCore::dispatch(RequestId id, Cell& cell) {
   Sequence& sequence = sequences_.at(id);
   sequence.in_cell = true;
   ++cell.assigned;
-  affinity_.note(sequence.trail, cell.at.cell_id);
+  if (sequence.choice == 0) affinity_.note(sequence.trail, cell.at.cell_id);
   suspect(sequence, cell);
   release(1, sequence.prompt_tokens);
   return true;

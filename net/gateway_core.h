@@ -106,7 +106,7 @@ class GatewayCore final : public CellObserver, public std::enable_shared_from_th
   void release(std::uint64_t sequences, std::uint64_t tokens);
 
   // Queue and dispatch.
-  void admit(const GenerateRequest& request, RequestId first_id,
+  void admit(const GenerateRequest& request, const PrefixAffinity::Trail& trail, RequestId first_id,
              const std::shared_ptr<StreamState>& stream, Clock::time_point now);
   void pump();
   std::int64_t room(const Cell& cell, std::uint32_t queue_depth) const;

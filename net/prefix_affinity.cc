@@ -21,7 +21,13 @@ PrefixAffinity::Trail PrefixAffinity::trail(std::span<const std::int32_t> tokens
 
 void PrefixAffinity::note(const Trail& trail, const std::string& cell_id) {
   auto name = std::ranges::find(cells_, cell_id);
-  if (name == cells_.end()) name = cells_.insert(cells_.end(), cell_id);
+  if (name == cells_.end()) {
+    if (cells_.size() == kMaxNames) {
+      cells_.clear();
+      entries_.clear();
+    }
+    name = cells_.insert(cells_.end(), cell_id);
+  }
   const auto cell = static_cast<std::uint32_t>(name - cells_.begin());
   auto& latest = entries_.get<0>();
   auto& by_hash = entries_.get<1>();

@@ -47,9 +47,11 @@ class PrefixAffinity {
                                      boost::multi_index::hashed_unique<boost::multi_index::member<
                                          Entry, std::uint64_t, &Entry::hash>>>>;
 
+  static constexpr std::size_t kMaxNames = 1024;  // when there were more, all is forgotten
+
   std::size_t capacity_;
-  Entries entries_;                 // the latest first
-  std::vector<std::string> cells_;  // every name there ever was: few
+  Entries entries_;  // the latest first
+  std::vector<std::string> cells_;
 };
 
 }  // namespace millrace::net

@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ARRANGEMENTS = {
     "embedded-1x1": ["--embedded"],
     "mpi-1x1": [],
+    "embedded-1x1-prefix-cache": ["--embedded", "--set", "cache.prefix=true"],
     "embedded-1x1-async": ["--embedded", "--set", "scheduler.async=always"],
     "mpi-1x1-async": ["--set", "scheduler.async=always"],
     "mpi-1x2": ["--lanes", "2"],
@@ -75,8 +76,8 @@ def once(binary: str, model: str, extra: list[str], load: list[str], concurrenci
     """(case suffix, metric) -> (value, unit) of one start."""
     begin = time.monotonic()
     # The loads of one start have prompts in common.
-    serve = subprocess.Popen([binary, "serve", "--model", model, "--port", "0", "--set",
-                              "gateway.cell_port=0", "--set", "cache.prefix=false", *extra], stdout=subprocess.PIPE,
+    serve = subprocess.Popen([binary, "serve", "--model", model, "--port", "0", "--set", "gateway.cell_port=0",
+                              *([] if "cache.prefix=true" in extra else ["--set", "cache.prefix=false"]), *extra], stdout=subprocess.PIPE,
                              stderr=subprocess.DEVNULL, text=True)
     figures = {}
     try:
@@ -113,9 +114,11 @@ def main() -> int:
     parser.add_argument("--arrangement", nargs="+", choices=ARRANGEMENTS, default=list(ARRANGEMENTS))
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
+    parser.add_argument("--prefix-len", type=int, default=0, help="of input-len, tokens that all prompts begin with")
     parser.add_argument("--output", default=str(ROOT / "tests/bench/results/serve.jsonl"))
     args = parser.parse_args()
-    load = ["--input-len", str(args.input_len), "--output-len", str(args.output_len), "--token-range", "100", "4000"]
+    load = ["--input-len", str(args.input_len), "--prefix-len", str(args.prefix_len), "--output-len", str(args.output_len),
+            "--token-range", "100", "4000"]
     series: dict[tuple[str, str, str], list[float]] = {}
     for _ in range(args.rounds):
         for name in args.arrangement:
@@ -127,8 +130,9 @@ def main() -> int:
                             text=True, check=True).stdout.strip()
     words = [f"--case {args.case} --rounds {args.rounds} --concurrency", *map(str, args.concurrency),
              f"--input-len {args.input_len} --output-len {args.output_len} --arrangement", *args.arrangement]
-    if args.binary != parser.get_default("binary"):
-        words += ["--binary", args.binary]
+    for option in ("binary", "model", "prefix_len"):
+        if (value := getattr(args, option)) != parser.get_default(option):
+            words.append(f"--{option.replace('_', '-')} {value}")
     with open(args.output, "a", encoding="utf-8") as out:
         for (name, metric, unit), values in series.items():
             record = {"bench": "serve", "case": f"{args.case}-{name}", "metric": metric,

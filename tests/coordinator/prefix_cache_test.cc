@@ -15,6 +15,7 @@ namespace {
 using ::testing::ElementsAre;
 using testing::expected_output;
 using ::testing::IsEmpty;
+using testing::kVocab;
 using testing::SchedulerHarness;
 
 using Tokens = std::vector<std::int32_t>;
@@ -120,8 +121,6 @@ TEST(BlockPool, WhatIsForgottenIsNotFoundAndFreeOnceGivenUp) {
   EXPECT_EQ(pool.available(), 3U);
   EXPECT_EQ(pool.idle(), 1U) << "the one behind it, which nobody finds";
 }
-
-constexpr std::int32_t kVocab = 1000;
 
 SchedulerLimits limits() {
   SchedulerLimits limits;
@@ -234,6 +233,7 @@ TEST_F(PrefixCache, SequencesThatArriveTogetherShareOnePrefill) {
   const std::uint64_t fed = harness.workers().tokens_fed();
   EXPECT_LT(fed, 2U * 101U);
   EXPECT_EQ(fed, 4U * 101U - hits());
+  EXPECT_EQ(harness.cached[1], 0U) << "nothing was there before";
 }
 
 TEST_F(PrefixCache, PromptLogProbabilitiesNeedEveryToken) {
@@ -255,6 +255,47 @@ TEST_F(PrefixCache, NothingOfASequenceWithBrokenNumbersIsUsedAgain) {
   EXPECT_EQ(scheduler.status().kv_tokens_cached, 0U);
   ASSERT_TRUE(scheduler.submit(request(2, count_up(100, 16), 2)).has_value());
   EXPECT_EQ(scheduler.next_plan()->lanes[0].chunks[0].position, 0U);
+}
+
+// Another sequence holds the same blocks and goes on; what it computes behind them is not found
+// either, as nothing leads there.
+TEST_F(PrefixCache, NorIsItByWayOfThoseThatShareIt) {
+  Scheduler scheduler(limits());
+  const auto next = [&](RequestId id, Tokens prompt) {
+    EXPECT_TRUE(scheduler.submit(request(id, std::move(prompt), 20)).has_value());
+    return *scheduler.next_plan();
+  };
+  next(1, count_up(100, 16));
+  ASSERT_TRUE(scheduler.on_result({1, 0, {{0, {5, 0}, {}}}, {}}).has_value());
+  EXPECT_EQ(next(2, count_up(100, 17)).lanes[0].chunks[1].cached, 16U);
+  ASSERT_TRUE(
+      scheduler.on_result({2, 0, {{0, {kNoToken, 0}, {}}, {1, {6, 0}, {}}}, {}}).has_value());
+  const StepPlan third = next(3, count_up(100, 16));
+  ASSERT_EQ(third.lanes[0].chunks.size(), 2U);
+  EXPECT_EQ(third.lanes[0].chunks[1].position, 0U) << "computed anew";
+  ASSERT_TRUE(scheduler.on_result({3, 0, {{1, {7, 0}, {}}, {0, {6, 0}, {}}}, {}}).has_value());
+  EXPECT_EQ(next(4, count_up(100, 17)).lanes[0].chunks[2].cached, 16U) << "from the third";
+}
+
+TEST(PrefixCacheAsync, NorWhereItWasPreemptedBeforeThatWasKnown) {
+  SchedulerLimits l = limits();
+  l.async = true;
+  l.blocks = 6;
+  l.max_context_tokens = 24;
+  Scheduler scheduler(l);
+  ASSERT_TRUE(scheduler.submit(request(1, count_up(100, 8), 12)).has_value());
+  ASSERT_TRUE(scheduler.submit(request(2, count_up(300, 11), 12)).has_value());
+  const auto answer = [&](std::uint64_t step, std::int32_t second) {
+    return scheduler.on_result({step, 0, {{0, {5, 0}, {}}, {1, {second, 0}, {}}}, {}});
+  };
+  scheduler.next_plan();
+  scheduler.next_plan();
+  ASSERT_TRUE(answer(1, 6).has_value());
+  ASSERT_EQ(scheduler.next_plan()->lanes[0].chunks.size(), 1U) << "no block for the second";
+  EXPECT_EQ(scheduler.status().preemptions, 1U);
+  EXPECT_EQ(scheduler.status().kv_tokens_cached, 12U);
+  ASSERT_TRUE(answer(2, kNoToken).has_value());
+  EXPECT_EQ(scheduler.status().kv_tokens_cached, 0U);
 }
 
 TEST_F(PrefixCache, CanBeTurnedOff) {
@@ -312,7 +353,20 @@ struct Storm {
   std::uint32_t stages, lanes;
   bool async;
   std::uint32_t blocks, chunk, state_tokens;
+  bool breaks = false;
 };
+
+// `output` ends before the first token that is not drawn.
+void cut_where_it_breaks(const SequenceRequest& request, Tokens& output) {
+  Tokens tokens(request.tokens.begin(), request.tokens.begin() + request.prompt_tokens);
+  for (std::size_t i = 0; i < output.size(); ++i) {
+    if (tokens.size() >= request.tokens.size() && testing::breaks(tokens)) {
+      output.resize(i);
+      return;
+    }
+    tokens.push_back(output[i]);
+  }
+}
 
 class PrefixCacheStorm : public ::testing::TestWithParam<Storm> {};
 
@@ -329,6 +383,7 @@ TEST_P(PrefixCacheStorm, OutputsAreThoseOfColdRuns) {
     l.state_tokens = storm.state_tokens;
     l.max_context_tokens = 64;
     SchedulerHarness harness(l);
+    if (storm.breaks) harness.break_some();
     std::mt19937 random(seed);
     const auto below = [&](unsigned n) { return static_cast<std::int32_t>(random() % n); };
     std::map<RequestId, Tokens> expected;
@@ -342,7 +397,14 @@ TEST_P(PrefixCacheStorm, OutputsAreThoseOfColdRuns) {
       if (below(2) == 0) prompt.push_back(below(kVocab));
       SequenceRequest r = request(id, prompt, 1 + static_cast<std::uint32_t>(below(12)));
       r.sampling.prompt_logprobs = below(8) == 0;
-      expected[id] = expected_output(r, kVocab);
+      Tokens output = expected_output(r, kVocab);
+      // Some have been in another cell, which delivered part of their answer.
+      if (!r.sampling.prompt_logprobs && output.size() > 1 && below(4) == 0) {
+        r.tokens.push_back(output.front());
+        harness.output[id].push_back(output.front());
+      }
+      if (storm.breaks) cut_where_it_breaks(r, output);
+      expected[id] = output;
       ASSERT_TRUE(harness.scheduler.submit(r).has_value());
       for (int steps = below(4); steps > 0; --steps) harness.step();
       const RequestId victim = 1 + static_cast<RequestId>(below(static_cast<unsigned>(id)));
@@ -366,7 +428,9 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Storm{1, 1, false, 64, 16, 3}, Storm{1, 1, true, 64, 16, 3},
                       Storm{1, 1, true, 18, 1, 3}, Storm{1, 1, false, 18, 2, 6},
                       Storm{2, 2, false, 18, 16, 3}, Storm{3, 1, false, 18, 5, 0},
-                      Storm{1, 4, true, 20, 7, 10}, Storm{2, 1, false, 17, 24, 2}));
+                      Storm{1, 4, true, 20, 7, 10}, Storm{2, 1, false, 17, 24, 2},
+                      Storm{1, 1, true, 18, 16, 3, true}, Storm{2, 2, false, 18, 5, 3, true},
+                      Storm{1, 1, false, 20, 16, 0, true}));
 
 }  // namespace
 }  // namespace millrace

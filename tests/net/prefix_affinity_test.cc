@@ -82,6 +82,22 @@ TEST(GatewayAffinity, APromptGoesWhereItsBeginningWasWhileThatIsNotMuchFuller) {
   EXPECT_STREQ(submit(prompt(0, 300)), "a") << "it has been there now";
 }
 
+TEST(GatewayAffinity, NoPromptWaitsForASlotWhereAnotherCellHasOne) {
+  GatewayHarness h;
+  ScriptedCell a(h.port(), cell_info("a", 1, 2), false);
+  a.set_status({.steps = 1, .prefix_queried_tokens = 1});
+  ASSERT_TRUE(h.wait_ready());
+  std::vector<std::unique_ptr<GenerationStream>> streams;
+  for (int i = 0; i < 2; ++i) {
+    streams.push_back(h.submit(GatewayHarness::request(prompt(0, 200), 5)));
+  }
+  ASSERT_TRUE(a.wait_submitted(2));
+  ScriptedCell b(h.port(), cell_info("b", 1, 1), false);
+  ASSERT_TRUE(eventually([&] { return h.exporter.gauge<Metric::kCellsReady>().value() == 2; }));
+  streams.push_back(h.submit(GatewayHarness::request(prompt(0, 200), 5)));
+  EXPECT_TRUE(b.wait_submitted(1)) << "though it has been in a, which is only one fuller";
+}
+
 TEST(GatewayAffinity, ACellThatKeepsNothingIsNotPreferred) {
   GatewayHarness h;
   ScriptedCell a(h.port(), cell_info("a"), false);

@@ -12,6 +12,8 @@
 
 namespace millrace::testing {
 
+inline constexpr std::int32_t kVocab = 1000;
+
 // Drives a scheduler against scripted workers with as many plans in flight as it gives, and
 // collects what comes out.
 class SchedulerHarness {
@@ -44,6 +46,7 @@ class SchedulerHarness {
       if (e.has_token) {
         EXPECT_EQ(e.index, output[e.id].size()) << "token out of order or twice";
         output[e.id].push_back(e.token.token);
+        cached[e.id] += e.cached_tokens;
       }
       if (e.finish != FinishReason::kNone) finish[e.id] = e.finish;
     }
@@ -52,8 +55,10 @@ class SchedulerHarness {
   Scheduler scheduler;
   std::map<RequestId, std::vector<std::int32_t>> output;
   std::map<RequestId, FinishReason> finish;
+  std::map<RequestId, std::uint32_t> cached;
   std::map<RequestId, PromptLogprobsEvent> prompt_logprobs;
   const ScriptedWorkers& workers() const { return workers_; }
+  void break_some() { workers_.break_some(); }
 
  private:
   ScriptedWorkers workers_;

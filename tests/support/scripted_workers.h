@@ -25,6 +25,11 @@ inline std::int32_t hashed_token(const std::vector<std::int32_t>& tokens, std::i
   return static_cast<std::int32_t>((h >> 17) % static_cast<std::uint64_t>(vocab));
 }
 
+// Sequences that workers break, where they break any: one in 60 of all tokens is not drawn.
+inline bool breaks(const std::vector<std::int32_t>& tokens) {
+  return hashed_token(tokens, 60) == 0;
+}
+
 class ScriptedWorkers {
  public:
   explicit ScriptedWorkers(const SchedulerLimits& limits)
@@ -41,6 +46,8 @@ class ScriptedWorkers {
     }
     return results;
   }
+
+  void break_some() { breaking_ = true; }
 
   std::uint64_t tokens_fed() const { return tokens_fed_; }
   std::uint64_t tokens_of_slots() const { return tokens_of_slots_; }  // kTokenOfSlot, of those
@@ -70,13 +77,16 @@ class ScriptedWorkers {
     }
     std::set<SlotId> seen;
     std::uint32_t step_tokens = 0;
+    std::size_t new_blocks = 0;
     for (const Chunk& chunk : work.chunks) {
+      new_blocks += chunk.new_blocks.size();
       EXPECT_TRUE(seen.insert(chunk.slot).second) << "a slot twice in one plan";
       execute_chunk(chunk, lane, result);
       step_tokens += static_cast<std::uint32_t>(chunk.tokens.size());
     }
     EXPECT_LE(step_tokens, limits_.max_step_tokens);
     EXPECT_LE(step_tokens, plan.bucket);
+    EXPECT_LE(new_blocks, 2 * limits_.max_step_tokens) << "devices have room for no more";
     most_step_tokens_ = std::max(most_step_tokens_, step_tokens);
     return result;
   }
@@ -120,11 +130,14 @@ class ScriptedWorkers {
         EXPECT_TRUE(limits_.async && slot.drew && chunk.tokens.size() == 1);
         ++tokens_of_slots_;
       }
-      slot.tokens.push_back(token == kTokenOfSlot ? slot.drawn : token);
+      // Behind a token that could not be drawn any may come.
+      slot.tokens.push_back(token == kTokenOfSlot ? std::max(slot.drawn, 0) : token);
       const std::size_t position = slot.tokens.size() - 1;
       if (position < chunk.cached) continue;
       // The state before this token is right only when enough tokens have rebuilt it.
-      if (slot.state_begin > 0) EXPECT_GE(position, slot.state_begin + limits_.state_tokens);
+      if (slot.state_begin > 0) {
+        EXPECT_GE(position, slot.state_begin + limits_.state_tokens);
+      }
       kv_at(lane, slot, position) = slot.tokens;
     }
     tokens_fed_ += chunk.tokens.size();
@@ -149,6 +162,7 @@ class ScriptedWorkers {
     slot.drew = chunk.sample;
     if (chunk.sample) {
       slot.drawn = hashed_token(slot.tokens, limits_.vocab_size);
+      if (breaking_ && breaks(slot.tokens)) slot.drawn = kNoToken;
       result.sampled.push_back({chunk.slot, {slot.drawn, 0}, {}});
     }
   }
@@ -156,6 +170,7 @@ class ScriptedWorkers {
   SchedulerLimits limits_;
   std::vector<std::map<SlotId, Slot>> slots_;
   std::vector<std::map<std::pair<BlockId, std::size_t>, Kv>> kv_;
+  bool breaking_ = false;
   std::uint64_t last_step_ = 0;
   std::uint64_t tokens_fed_ = 0;
   std::uint64_t tokens_of_slots_ = 0;

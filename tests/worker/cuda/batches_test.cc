@@ -162,17 +162,26 @@ TEST(OnDeviceBatches, WhatIsFoundComputedChangesNoBit) {
     for (const SequenceRequest& request : requests) expected.merge(engine.run({request}));
   }
   config.cache.prefix = true;
-  for (const bool graphs : {true, false}) {
-    config.device.graphs = graphs;
-    EngineHarness engine(config);
+  const auto same = [&](const char* what, const ClusterConfig& with) {
+    EngineHarness engine(with);
     std::uint64_t cached = 0;
     for (int wave = 0; wave < 2; ++wave) {
-      EXPECT_EQ(engine.run(requests), expected) << "wave " << wave;
-      EXPECT_GT(engine.cached_tokens(), cached);
+      EXPECT_EQ(engine.run(requests), expected) << what << ", wave " << wave;
+      EXPECT_GT(engine.cached_tokens(), cached) << what;
       cached = engine.cached_tokens();
     }
-    if (kEmulated) return;
-  }
+  };
+  same("room for all", config);
+  ClusterConfig other = config;
+  other.cache.kv_tokens = kEmulated ? 128 : 2048;
+  same("preemptions", other);
+  if (kEmulated) return;
+  other = config;
+  other.device.graphs = false;
+  same("without graphs", other);
+  other = config;
+  other.scheduler.prefill_chunk_tokens = 64;
+  same("chunks of 64", other);
 }
 
 // All tiles, tables and workspaces at their real size: LFM2-8B-A1B's shape with random weights.

@@ -18,6 +18,7 @@
 
 #include "cli/cell_probes.h"
 #include "cli/cell_setup.h"
+#include "cli/complain.h"
 #include "cli/device_setup.h"
 #include "cli/drain_order.h"
 #include "cli/embedded_cell.h"
@@ -35,11 +36,6 @@ namespace asio = boost::asio;
 using std::chrono::milliseconds;
 
 constexpr int kForced = 130;  // as a shell counts what Ctrl-C ended
-
-int fail(const Error& error) {
-  fmt::print(stderr, "millrace: {}\n", error.to_string());
-  return 1;
-}
 
 std::string host_name() {
   char name[256] = "localhost";
@@ -276,7 +272,7 @@ asio::awaitable<void> end_on_order(DrainOrder& order, SupervisedCell& cell,
 
 int run_serve(const ClusterConfig& given) {
   Result<CellSetup> setup = make_cell_setup(given);
-  if (!setup) return fail(setup.error());
+  if (!setup) return complain(setup.error());
   ClusterConfig config = setup->config;
   fmt::print("{}\n", describe(*setup));
   std::fflush(stdout);
@@ -286,7 +282,7 @@ int run_serve(const ClusterConfig& given) {
   asio::io_context io(1);
   DrainOrder order(io);
   auto gateway = GatewayProcess::start(io, config, setup->fingerprint, order);
-  if (!gateway) return fail(gateway.error());
+  if (!gateway) return complain(gateway.error());
   config.cell.gateways = {fmt::format("{}:{}", config.gateway.cell_host, (*gateway)->cell_port())};
 
   std::string failure;
@@ -312,7 +308,7 @@ int run_serve(const ClusterConfig& given) {
           std::make_unique<ThreadedCell>(*setup, one.cell, epoch, std::move(metrics), on_failure));
     } else {
       auto file = RankConfigFile::write(one);
-      if (!file) return fail(file.error());
+      if (!file) return complain(file.error());
       cells.push_back(std::make_unique<SupervisedCell>(
           one, std::move(*file),
           [shared = std::shared_ptr<StartMetrics>(std::move(metrics))](
@@ -325,7 +321,7 @@ int run_serve(const ClusterConfig& given) {
 int run_gateway(const ClusterConfig& given) {
   ClusterConfig config = given;
   if (config.model.path.empty()) {
-    return fail(invalid("model.path", "the gateway needs the model's tokenizer and template"));
+    return complain(invalid("model.path", "the gateway needs the model's tokenizer and template"));
   }
   if (config.model.served_name.empty()) {
     config.model.served_name =
@@ -334,7 +330,7 @@ int run_gateway(const ClusterConfig& given) {
   asio::io_context io(1);
   DrainOrder order(io);
   auto gateway = GatewayProcess::start(io, config, "", order);
-  if (!gateway) return fail(gateway.error());
+  if (!gateway) return complain(gateway.error());
   spdlog::info("gateway: cells may dial {}:{}", config.gateway.cell_host, (*gateway)->cell_port());
   std::vector<std::unique_ptr<LocalCell>> none;
   return serve_until_order(io, order, **gateway, config, none, "");
@@ -342,16 +338,16 @@ int run_gateway(const ClusterConfig& given) {
 
 int run_cell(const ClusterConfig& given) {
   if (given.cell.gateways.empty()) {
-    return fail(invalid("cell.gateways", "name at least one gateway as host:port"));
+    return complain(invalid("cell.gateways", "name at least one gateway as host:port"));
   }
   Result<CellSetup> setup = make_cell_setup(given);
-  if (!setup) return fail(setup.error());
+  if (!setup) return complain(setup.error());
   fmt::print("{}\n", describe(*setup));
   std::fflush(stdout);
   ClusterConfig config = setup->config;
   if (config.cell.id.empty()) config.cell.id = host_name() + "-0";
   auto file = RankConfigFile::write(config);
-  if (!file) return fail(file.error());
+  if (!file) return complain(file.error());
   asio::io_context io(1);
   DrainOrder order(io);
   asio::steady_timer ended(io, asio::steady_timer::time_point::max());
@@ -366,7 +362,7 @@ int run_cell(const ClusterConfig& given) {
     auto started = serve_cell_probes(
         io, config, order, [&cell] { return cell.status(); },
         [&exporter] { return StartMetrics::render(exporter); });
-    if (!started) return fail(started.error());
+    if (!started) return complain(started.error());
     probes = std::move(*started);
   }
   order.watch_signals();

@@ -12,6 +12,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "cli/complain.h"
 #include "cli/local_engine.h"
 #include "cli/text_model.h"
 #include "net/text/detokenizer.h"
@@ -19,11 +20,6 @@
 namespace millrace {
 
 namespace {
-
-int fail(const Error& error) {
-  fmt::print(stderr, "millrace: {}\n", error.to_string());
-  return 1;
-}
 
 Result<std::string> read_text(const std::string& text) {
   if (text != "-") return text;
@@ -67,14 +63,14 @@ Result<std::unique_ptr<LocalEngine>> start_engine(const ClusterConfig& config) {
 
 int run_generate(const GenerateCommand& command) {
   Result<TextModel> text = load_text_model(command.config.model.path);
-  if (!text) return fail(text.error());
+  if (!text) return complain(text.error());
   Result<std::string> prompt = read_text(command.prompt);
-  if (!prompt) return fail(prompt.error());
+  if (!prompt) return complain(prompt.error());
   Result<std::vector<std::int32_t>> tokens = prompt_tokens(command, *text, *prompt);
-  if (!tokens) return fail(tokens.error());
-  if (tokens->empty()) return fail(invalid("prompt", "is empty"));
+  if (!tokens) return complain(tokens.error());
+  if (tokens->empty()) return complain(invalid("prompt", "is empty"));
   auto engine = start_engine(command.config);
-  if (!engine) return fail(engine.error());
+  if (!engine) return complain(engine.error());
 
   SequenceRequest request;
   request.tokens = std::move(*tokens);
@@ -95,19 +91,19 @@ int run_generate(const GenerateCommand& command) {
         return interrupted == 0;
       });
   show(detokenizer.flush() + "\n");
-  return finish ? 0 : fail(finish.error());
+  return finish ? 0 : complain(finish.error());
 }
 
 int run_perplexity(const PerplexityCommand& command) {
   Result<std::string> content = read_file(command.file);
-  if (!content) return fail(content.error());
+  if (!content) return complain(content.error());
   Result<TextModel> text = load_text_model(command.config.model.path);
-  if (!text) return fail(text.error());
+  if (!text) return complain(text.error());
   Result<std::vector<std::int32_t>> tokens =
       text->tokenizer.encode(*content, {.add_special = false, .parse_special = false});
-  if (!tokens) return fail(tokens.error());
+  if (!tokens) return complain(tokens.error());
   auto engine = start_engine(command.config);
-  if (!engine) return fail(engine.error());
+  if (!engine) return complain(engine.error());
   const auto bos = text->tokenizer.bos();
   const std::size_t body = command.window - (bos ? 1 : 0);
 
@@ -131,9 +127,9 @@ int run_perplexity(const PerplexityCommand& command) {
             sum -= static_cast<double>(target.logprob);
           count += event.targets.size();
         });
-    if (!finish) return fail(finish.error());
+    if (!finish) return complain(finish.error());
   }
-  if (count == 0) return fail(invalid(command.file, "has no token to predict"));
+  if (count == 0) return complain(invalid(command.file, "has no token to predict"));
   const double nll = sum / static_cast<double>(count);
   if (command.json) {
     const nlohmann::ordered_json out{{"perplexity", std::exp(nll)},
@@ -150,11 +146,11 @@ int run_perplexity(const PerplexityCommand& command) {
 
 int run_tokenize(const TokenizeCommand& command) {
   Result<TextModel> model = load_text_model(command.model);
-  if (!model) return fail(model.error());
+  if (!model) return complain(model.error());
   Result<std::string> input = read_text(command.text);
-  if (!input) return fail(input.error());
+  if (!input) return complain(input.error());
   const auto ids = model->tokenizer.encode(*input, {.add_special = command.add_special});
-  if (!ids) return fail(ids.error());
+  if (!ids) return complain(ids.error());
   for (const std::int32_t id : *ids) {
     if (command.ids_only) {
       fmt::print("{}\n", id);

@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kWidth = 96;
 
 // A double-quoted YAML scalar; the escapes are those that YAML shares with JSON.
-std::string quoted(std::string_view text) {
+std::string double_quoted(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') {
@@ -29,11 +29,11 @@ std::string quoted(std::string_view text) {
 
 std::string scalar(bool value) { return value ? "true" : "false"; }
 std::string scalar(double value) { return fmt::format("{}", value); }
-std::string scalar(const std::string& value) { return quoted(value); }
+std::string scalar(const std::string& value) { return double_quoted(value); }
 
 std::string scalar(const std::vector<std::string>& values) {
   std::string out;
-  for (const std::string& value : values) out += (out.empty() ? "" : ", ") + quoted(value);
+  for (const std::string& value : values) out += (out.empty() ? "" : ", ") + double_quoted(value);
   return "[" + out + "]";
 }
 

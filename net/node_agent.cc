@@ -28,7 +28,6 @@ using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr auto kAwaitTuple = asio::as_tuple(asio::use_awaitable);
 // Connections that have not shown the secret yet. They must not take the places of those that have.
 constexpr std::uint32_t kMaxStrangers = 32;
 constexpr milliseconds kTick{20};  // how soon a daemon's output and end are seen

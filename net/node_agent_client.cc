@@ -22,8 +22,6 @@ namespace {
 namespace asio = boost::asio;
 using asio::ip::tcp;
 
-constexpr auto kAwaitTuple = asio::as_tuple(asio::use_awaitable);
-
 // The part of a call that the limit on connecting covers as a whole.
 asio::awaitable<Result<tcp::socket>> connect(const NodeAgentCall& call) {
   const auto executor = co_await asio::this_coro::executor;

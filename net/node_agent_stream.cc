@@ -18,7 +18,6 @@ namespace {
 namespace asio = boost::asio;
 using boost::system::error_code;
 
-constexpr auto kAwaitTuple = asio::as_tuple(asio::use_awaitable);
 constexpr std::size_t kHeaderBytes = 5;
 
 std::string name_of(const asio::ip::tcp::socket& socket) {

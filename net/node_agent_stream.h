@@ -2,10 +2,12 @@
 // messages of one kind byte, a u32 little-endian length and so many bytes.
 #pragma once
 
+#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -18,6 +20,9 @@
 #include "net/psk_tls.h"
 
 namespace millrace::net {
+
+// An operation that is given this returns its error instead of throwing it.
+inline constexpr auto kAwaitTuple = boost::asio::as_tuple(boost::asio::use_awaitable);
 
 inline constexpr std::uint32_t kMaxAgentMessageBytes = 64U << 10;
 

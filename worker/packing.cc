@@ -22,30 +22,30 @@ using kernels::WeightView;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::uint64_t kAlignment = 64;
 // Of a source: small enough for smooth progress and an even split.
-constexpr std::int64_t kChunkBytes = std::int64_t{4} << 20;
+constexpr std::int64_t kPieceBytes = std::int64_t{4} << 20;
 
 bool quantises(CpuWeights mode) { return mode == CpuWeights::kP4 || mode == CpuWeights::kP8; }
 
 std::uint64_t round_up(std::uint64_t n, std::uint64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Rows of one matrix, and where they go.
-struct Chunk {
+struct Piece {
   WeightView source;
   DType dtype;  // packed
   std::byte* out = nullptr;
 };
 
-std::vector<Chunk> cut(const WeightView& source, const WeightView& packed) {
+std::vector<Piece> cut(const WeightView& source, const WeightView& packed) {
   const std::int64_t tile_bytes = kernels::kPackedRows * source.row_bytes();
-  const std::int64_t tiles = std::max<std::int64_t>(1, kChunkBytes / tile_bytes);
+  const std::int64_t tiles = std::max<std::int64_t>(1, kPieceBytes / tile_bytes);
   const std::int64_t rows = tiles * kernels::kPackedRows;
-  std::vector<Chunk> chunks;
+  std::vector<Piece> pieces;
   for (std::int64_t n = 0; n < source.rows; n += rows) {
     const std::int64_t count = std::min(rows, source.rows - n);
-    chunks.push_back({source.slice_rows(n, count), packed.dtype,
+    pieces.push_back({source.slice_rows(n, count), packed.dtype,
                       const_cast<std::byte*>(packed.data) + n * packed.row_bytes()});
   }
-  return chunks;
+  return pieces;
 }
 
 // Advice about the pages that a source touches, those at its ends included: they are clean pages of
@@ -57,10 +57,10 @@ void advise(const WeightView& source, int advice) {
   ::madvise(reinterpret_cast<void*>(first), begin + source.bytes() - first, advice);
 }
 
-void pack_chunk(const Chunk& chunk, std::vector<std::byte>& buffer) {
-  advise(chunk.source, MADV_WILLNEED);
-  pack_rows(chunk.source, chunk.dtype, chunk.out, buffer);
-  advise(chunk.source, MADV_DONTNEED);
+void pack_piece(const Piece& piece, std::vector<std::byte>& buffer) {
+  advise(piece.source, MADV_WILLNEED);
+  pack_rows(piece.source, piece.dtype, piece.out, buffer);
+  advise(piece.source, MADV_DONTNEED);
 }
 
 }  // namespace
@@ -126,18 +126,18 @@ std::shared_ptr<const AnonymousMemory> pack_matrices(std::span<const MatrixUse> 
   if (moves.empty()) return nullptr;
 
   auto memory = std::make_shared<AnonymousMemory>(bytes);
-  std::vector<Chunk> chunks;
+  std::vector<Piece> pieces;
   for (Move& move : moves) {
     move.packed.data = memory->data() + move.offset;
-    for (const Chunk& chunk : cut(*move.view, move.packed)) chunks.push_back(chunk);
+    for (const Piece& piece : cut(*move.view, move.packed)) pieces.push_back(piece);
   }
   std::atomic<std::size_t> next{0};
   std::atomic<std::uint64_t> done{0};
   const auto work = [&](bool report) {
     std::vector<std::byte> buffer;
-    for (std::size_t i = next++; i < chunks.size(); i = next++) {
-      pack_chunk(chunks[i], buffer);
-      const std::uint64_t packed = done += static_cast<std::uint64_t>(chunks[i].source.bytes());
+    for (std::size_t i = next++; i < pieces.size(); i = next++) {
+      pack_piece(pieces[i], buffer);
+      const std::uint64_t packed = done += static_cast<std::uint64_t>(pieces[i].source.bytes());
       if (report && progress && packed < total) progress(packed, total);
     }
   };

@@ -341,7 +341,7 @@ Value choose(R runtime, V value, A args, bool keep, bool by_attribute) {
   return runtime.list(std::move(out));
 }
 
-const std::unordered_map<std::string_view, FilterEntry>& table() {
+const std::unordered_map<std::string_view, FilterEntry>& filters() {
   static const FilterEntry kLength{[](R r, V v, A a) {
     a.bind("length", {});
     r.charge_bytes(v.str() ? v.str()->size() : 0);
@@ -391,8 +391,8 @@ const std::unordered_map<std::string_view, FilterEntry>& table() {
 }  // namespace
 
 const FilterEntry* find_filter(std::string_view name) {
-  const auto it = table().find(name);
-  return it == table().end() ? nullptr : &it->second;
+  const auto it = filters().find(name);
+  return it == filters().end() ? nullptr : &it->second;
 }
 
 }  // namespace millrace::text::jinja

@@ -225,7 +225,7 @@ Value list_index(Runtime& runtime, const List& self, const CallArgs& args) {
   fail("index() of a value that is not in the list");
 }
 
-const std::unordered_map<std::string_view, MethodEntry>& table() {
+const std::unordered_map<std::string_view, MethodEntry>& methods() {
   using R = Runtime&;
   using S = const std::string&;
   using A = const CallArgs&;
@@ -266,8 +266,8 @@ const std::unordered_map<std::string_view, MethodEntry>& table() {
 }  // namespace
 
 const MethodEntry* find_method(std::string_view name) {
-  const auto it = table().find(name);
-  return it == table().end() ? nullptr : &it->second;
+  const auto it = methods().find(name);
+  return it == methods().end() ? nullptr : &it->second;
 }
 
 }  // namespace millrace::text::jinja

@@ -16,7 +16,7 @@ Int integer_of(const Value& v, const char* test) {
   fail(fmt::format("the test '{}' needs an integer, not '{}'", test, v.type_name()));
 }
 
-bool is_sequence(const Value& v) { return v.str() || v.list() || v.dict() || v.is_undefined(); }
+bool is_iterable(const Value& v) { return v.str() || v.list() || v.dict() || v.is_undefined(); }
 
 int ordered(const Value& a, const Args& args) { return compare(a, args[0]); }
 
@@ -35,7 +35,7 @@ bool contained(const Value& v, const Args& args) {
   fail(fmt::format("'{}' is not a container", args[0].type_name()));
 }
 
-const std::unordered_map<std::string_view, TestEntry>& table() {
+const std::unordered_map<std::string_view, TestEntry>& tests() {
   using V = const Value&;
   using A = const Args&;
   static const TestEntry kEqual{[](V v, A a) { return equal(v, a[0]); }, 1};
@@ -50,8 +50,8 @@ const std::unordered_map<std::string_view, TestEntry>& table() {
       {"none", {[](V v, A) { return v.is_none(); }, 0}},
       {"string", {[](V v, A) { return v.str() != nullptr; }, 0}},
       {"mapping", {[](V v, A) { return v.dict() != nullptr; }, 0}},
-      {"sequence", {[](V v, A) { return is_sequence(v); }, 0}},
-      {"iterable", {[](V v, A) { return is_sequence(v); }, 0}},
+      {"sequence", {[](V v, A) { return is_iterable(v); }, 0}},
+      {"iterable", {[](V v, A) { return is_iterable(v); }, 0}},
       {"number", {[](V v, A) { return v.is_number(); }, 0}},
       {"boolean", {[](V v, A) { return v.as<bool>() != nullptr; }, 0}},
       {"integer", {[](V v, A) { return v.as<Int>() != nullptr; }, 0}},
@@ -84,8 +84,8 @@ const std::unordered_map<std::string_view, TestEntry>& table() {
 }  // namespace
 
 const TestEntry* find_test(std::string_view name) {
-  const auto it = table().find(name);
-  return it == table().end() ? nullptr : &it->second;
+  const auto it = tests().find(name);
+  return it == tests().end() ? nullptr : &it->second;
 }
 
 }  // namespace millrace::text::jinja

@@ -15,16 +15,15 @@ namespace millrace {
 namespace {
 
 using test::GgufBuilder;
+using test::kGoldenCheckpoints;
 using test::TempDir;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-const std::string kGolden = MILLRACE_SOURCE_DIR "/tests/golden/checkpoint";
-
 // container.gguf was written by gguf-py (tests/golden/checkpoint/make.py); the values are stated
 // there.
 TEST(GgufFile, ReadsEveryValueTypeThatTheReferenceWriterWrites) {
-  auto file = GgufFile::open(kGolden + "/container.gguf");
+  auto file = GgufFile::open(kGoldenCheckpoints + "/container.gguf");
   ASSERT_TRUE(file) << file.error().to_string();
   EXPECT_EQ(file->version(), 3U);
   EXPECT_EQ(file->get_string("general.architecture").value(), "lfm2moe");
@@ -46,9 +45,9 @@ TEST(GgufFile, ReadsEveryValueTypeThatTheReferenceWriterWrites) {
 }
 
 TEST(GgufFile, FindsTheTensorBytesThatTheReferenceWriterWrote) {
-  auto file = GgufFile::open(kGolden + "/container.gguf");
+  auto file = GgufFile::open(kGoldenCheckpoints + "/container.gguf");
   ASSERT_TRUE(file) << file.error().to_string();
-  std::ifstream stream(kGolden + "/expected.json");
+  std::ifstream stream(kGoldenCheckpoints + "/expected.json");
   const auto expected = nlohmann::json::parse(stream)["gguf"];
   ASSERT_EQ(file->tensors().size(), expected.size());
   for (const auto& [name, facts] : expected.items()) {
@@ -81,7 +80,7 @@ TEST(GgufFile, ReadsNestedArraysAndVersion2) {
 }
 
 TEST(GgufFile, GettersNameTheKeyAndWhatTheyFound) {
-  auto file = GgufFile::open(kGolden + "/container.gguf");
+  auto file = GgufFile::open(kGoldenCheckpoints + "/container.gguf");
   ASSERT_TRUE(file);
   const auto expect = [](const Error& error, ErrorCode code, const char* field, const char* text) {
     EXPECT_EQ(error.code, code);
@@ -106,7 +105,7 @@ TEST(GgufFile, GettersNameTheKeyAndWhatTheyFound) {
   expect(file->get_string_array("t.u8").error(), kInvalidArgument, "t.u8", "found 200");
 }
 
-struct Fault {
+struct BadGguf {
   const char* name;
   std::function<void(GgufBuilder&)> build;
   std::function<void(std::string&)> edit;
@@ -114,9 +113,9 @@ struct Fault {
   const char* message;  // substring
 };
 
-void PrintTo(const Fault& fault, std::ostream* out) { *out << fault.name; }
+void PrintTo(const BadGguf& fault, std::ostream* out) { *out << fault.name; }
 
-class GgufFault : public ::testing::TestWithParam<Fault> {};
+class GgufFault : public ::testing::TestWithParam<BadGguf> {};
 
 TEST_P(GgufFault, IsRefusedByName) {
   TempDir dir;
@@ -140,78 +139,78 @@ const std::string kData128(128, 'x');
 INSTANTIATE_TEST_SUITE_P(
     All, GgufFault,
     ::testing::Values(
-        Fault{"magic", {}, [](auto& b) { b[0] = 'X'; }, "bad.gguf", "is not a GGUF file"},
-        Fault{"zip", {}, [](auto& b) { b.replace(0, 4, "PK\3\4"); }, "bad.gguf", "PyTorch"},
-        Fault{"ggjt", {}, [](auto& b) { b.replace(0, 4, "tjgg"); }, "bad.gguf", "older ggml"},
-        Fault{"lfs", {}, [](auto& b) { b = "version https://git-lfs.github.com/spec/v1\n"; }, "bad.gguf",
+        BadGguf{"magic", {}, [](auto& b) { b[0] = 'X'; }, "bad.gguf", "is not a GGUF file"},
+        BadGguf{"zip", {}, [](auto& b) { b.replace(0, 4, "PK\3\4"); }, "bad.gguf", "PyTorch"},
+        BadGguf{"ggjt", {}, [](auto& b) { b.replace(0, 4, "tjgg"); }, "bad.gguf", "older ggml"},
+        BadGguf{"lfs", {}, [](auto& b) { b = "version https://git-lfs.github.com/spec/v1\n"; }, "bad.gguf",
               "Git LFS pointer"},
-        Fault{"big_endian", {}, [](auto& b) { b.replace(4, 4, std::string("\0\0\0\3", 4)); },
+        BadGguf{"big_endian", {}, [](auto& b) { b.replace(4, 4, std::string("\0\0\0\3", 4)); },
               "bad.gguf", "big-endian"},
-        Fault{"version_1", [](auto& g) { g.version = 1; }, {}, "bad.gguf", "version 1, expected 2 or 3"},
-        Fault{"version_4", [](auto& g) { g.version = 4; }, {}, "bad.gguf", "version 4"},
-        Fault{"tensor_count", {}, [](auto& b) { put_u64(b, 8, 1ULL << 60); }, "bad.gguf",
+        BadGguf{"version_1", [](auto& g) { g.version = 1; }, {}, "bad.gguf", "version 1, expected 2 or 3"},
+        BadGguf{"version_4", [](auto& g) { g.version = 4; }, {}, "bad.gguf", "version 4"},
+        BadGguf{"tensor_count", {}, [](auto& b) { put_u64(b, 8, 1ULL << 60); }, "bad.gguf",
               "1152921504606846976 tensors"},
-        Fault{"key_count", {}, [](auto& b) { put_u64(b, 16, ~0ULL); }, "bad.gguf", "metadata keys"},
-        Fault{"one_more_key", {}, [](auto& b) { put_u64(b, 16, 2); }, "bad.gguf", ""},
-        Fault{"key_length", {}, [](auto& b) { put_u64(b, 24, ~0ULL); }, "bad.gguf", "name of key 0"},
-        Fault{"cut_counts", {}, [](auto& b) { b.resize(20); }, "bad.gguf", "cut or damaged"},
-        Fault{"cut_key", {}, [](auto& b) { b.resize(24 + 8 + 8 + 4 + 2); }, "bad.gguf", "some.key"},
-        Fault{"value_type", [](auto& g) { g.raw("odd", 13, ""); }, {}, "odd", "value type 13"},
-        Fault{"element_type", [](auto& g) {
+        BadGguf{"key_count", {}, [](auto& b) { put_u64(b, 16, ~0ULL); }, "bad.gguf", "metadata keys"},
+        BadGguf{"one_more_key", {}, [](auto& b) { put_u64(b, 16, 2); }, "bad.gguf", ""},
+        BadGguf{"key_length", {}, [](auto& b) { put_u64(b, 24, ~0ULL); }, "bad.gguf", "name of key 0"},
+        BadGguf{"cut_counts", {}, [](auto& b) { b.resize(20); }, "bad.gguf", "cut or damaged"},
+        BadGguf{"cut_key", {}, [](auto& b) { b.resize(24 + 8 + 8 + 4 + 2); }, "bad.gguf", "some.key"},
+        BadGguf{"value_type", [](auto& g) { g.raw("odd", 13, ""); }, {}, "odd", "value type 13"},
+        BadGguf{"element_type", [](auto& g) {
                 g.raw("odd", 9, g.pack(std::uint32_t{77}) + g.pack(std::uint64_t{0}));
               }, {}, "odd", "element type 77"},
-        Fault{"array_count", [](auto& g) {
+        BadGguf{"array_count", [](auto& g) {
                 g.raw("odd", 9, g.pack(std::uint32_t{0}) + g.pack(~std::uint64_t{0}));
               }, {}, "odd", "array elements"},
-        Fault{"string_array_count", [](auto& g) {
+        BadGguf{"string_array_count", [](auto& g) {
                 g.raw("odd", 9, g.pack(std::uint32_t{8}) + g.pack(std::uint64_t{1} << 61));
               }, {}, "odd", "array elements"},
-        Fault{"deep_array", [](auto& g) {
+        BadGguf{"deep_array", [](auto& g) {
                 std::string value = g.pack(std::uint32_t{0}) + g.pack(std::uint64_t{0});
                 for (int i = 0; i < 5; ++i) {
                   value = g.pack(std::uint32_t{9}) + g.pack(std::uint64_t{1}) + value;
                 }
                 g.raw("deep", 9, value);
               }, {}, "deep", "too deeply"},
-        Fault{"string_length", [](auto& g) { g.raw("s", 8, g.pack(std::uint64_t{1} << 40)); }, {},
+        BadGguf{"string_length", [](auto& g) { g.raw("s", 8, g.pack(std::uint64_t{1} << 40)); }, {},
               "bad.gguf", "\"s\""},
-        Fault{"double_key", [](auto& g) { g.u32("some.key", 2); }, {}, "some.key", "twice"},
-        Fault{"alignment_0", [](auto& g) { g.u32("general.alignment", 0); }, {}, "general.alignment",
+        BadGguf{"double_key", [](auto& g) { g.u32("some.key", 2); }, {}, "some.key", "twice"},
+        BadGguf{"alignment_0", [](auto& g) { g.u32("general.alignment", 0); }, {}, "general.alignment",
               "expected an integer from 1"},
-        Fault{"alignment_48", [](auto& g) { g.u32("general.alignment", 48); }, {},
+        BadGguf{"alignment_48", [](auto& g) { g.u32("general.alignment", 48); }, {},
               "general.alignment", "power of two"},
-        Fault{"alignment_string", [](auto& g) { g.string("general.alignment", "32"); }, {},
+        BadGguf{"alignment_string", [](auto& g) { g.string("general.alignment", "32"); }, {},
               "general.alignment", "found a string"},
-        Fault{"dims_0", [](auto& g) { g.tensor("t", {}, 0, ""); }, {}, "t", "0 dimensions"},
-        Fault{"dims_5", [](auto& g) { g.tensor("t", {1, 1, 1, 1, 1}, 0, "abcd"); }, {}, "t",
+        BadGguf{"dims_0", [](auto& g) { g.tensor("t", {}, 0, ""); }, {}, "t", "0 dimensions"},
+        BadGguf{"dims_5", [](auto& g) { g.tensor("t", {1, 1, 1, 1, 1}, 0, "abcd"); }, {}, "t",
               "5 dimensions"},
-        Fault{"dim_zero", [](auto& g) { g.tensor("t", {4, 0}, 0, ""); }, {}, "t", "do not fit"},
-        Fault{"dims_overflow", [](auto& g) {
+        BadGguf{"dim_zero", [](auto& g) { g.tensor("t", {4, 0}, 0, ""); }, {}, "t", "do not fit"},
+        BadGguf{"dims_overflow", [](auto& g) {
                 g.tensor("t", {1ULL << 32, 1ULL << 32, 1ULL << 32}, 0, "abcd");
               }, {}, "t", "do not fit"},
-        Fault{"dims_wrap_to_small", [](auto& g) {
+        BadGguf{"dims_wrap_to_small", [](auto& g) {
                 g.tensor("t", {1ULL << 62, 4}, 0, "abcd");
               }, {}, "t", "do not fit"},
-        Fault{"ggml_type", [](auto& g) { g.tensor("t", {32}, 99, kData128); }, {}, "t", "ggml type 99"},
-        Fault{"removed_type", [](auto& g) { g.tensor("t", {32}, 4, kData128); }, {}, "t", "ggml type 4"},
-        Fault{"block_rows", [](auto& g) { g.tensor("t", {31}, 8, kData128); }, {}, "t",
+        BadGguf{"ggml_type", [](auto& g) { g.tensor("t", {32}, 99, kData128); }, {}, "t", "ggml type 99"},
+        BadGguf{"removed_type", [](auto& g) { g.tensor("t", {32}, 4, kData128); }, {}, "t", "ggml type 4"},
+        BadGguf{"block_rows", [](auto& g) { g.tensor("t", {31}, 8, kData128); }, {}, "t",
               "do not divide into Q8_0 blocks"},
-        Fault{"double_tensor", [](auto& g) {
+        BadGguf{"double_tensor", [](auto& g) {
                 g.tensor("t", {32}, 0, kData128);
                 g.tensor("t", {32}, 0, kData128);
               }, {}, "t", "twice"},
-        Fault{"overlap", [](auto& g) {
+        BadGguf{"overlap", [](auto& g) {
                 g.tensor("a", {32}, 0, kData128);
                 g.tensor("b", {32}, 0, kData128, 96);
               }, {}, "b", "overlaps that of a"},
-        Fault{"misaligned", [](auto& g) { g.tensor("t", {8}, 0, kData128, 4); }, {}, "t",
+        BadGguf{"misaligned", [](auto& g) { g.tensor("t", {8}, 0, kData128, 4); }, {}, "t",
               "not a multiple of the alignment"},
-        Fault{"beyond_end", [](auto& g) { g.tensor("t", {32}, 0, kData128, 1 << 20); }, {}, "t",
+        BadGguf{"beyond_end", [](auto& g) { g.tensor("t", {32}, 0, kData128, 1 << 20); }, {}, "t",
               "beyond the file"},
-        Fault{"offset_wraps", [](auto& g) {
+        BadGguf{"offset_wraps", [](auto& g) {
                 g.tensor("t", {32}, 0, kData128, INT64_MAX / 32 * 32);
               }, {}, "t", "beyond the file"},
-        Fault{"cut_data", [](auto& g) { g.tensor("t", {32}, 0, kData128); },
+        BadGguf{"cut_data", [](auto& g) { g.tensor("t", {32}, 0, kData128); },
               [](auto& b) { b.resize(b.size() - 1); }, "t", "the file is cut"}),
     [](const auto& test_info) { return test_info.param.name; });
 

@@ -14,11 +14,10 @@ namespace millrace {
 namespace {
 
 using nlohmann::json;
+using test::kGoldenCheckpoints;
 using test::TempDir;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-const std::string kGolden = MILLRACE_SOURCE_DIR "/tests/golden/checkpoint";
 
 Result<ModelConfig> load_json(const TempDir& dir, const json& config) {
   dir.write("config.json", config.dump());
@@ -33,7 +32,7 @@ std::vector<LayerKind> kinds(int layers, const std::vector<int>& attention) {
 
 // config.json as transformers 5.23 saves it (tests/golden/checkpoint/make.py).
 TEST(ModelConfig, ReadsWhatTransformersSavesForMoe) {
-  auto config = load_model_config(kGolden + "/hf_moe");
+  auto config = load_model_config(kGoldenCheckpoints + "/hf_moe");
   ASSERT_TRUE(config) << config.error().to_string();
   EXPECT_EQ(config->model_type, "lfm2_moe");
   EXPECT_EQ(config->hidden_size, 32);
@@ -61,7 +60,7 @@ TEST(ModelConfig, ReadsWhatTransformersSavesForMoe) {
 }
 
 TEST(ModelConfig, ReadsWhatTransformersSavesForDense) {
-  auto config = load_model_config(kGolden + "/hf_sharded");
+  auto config = load_model_config(kGoldenCheckpoints + "/hf_sharded");
   ASSERT_TRUE(config) << config.error().to_string();
   EXPECT_EQ(config->model_type, "lfm2");
   EXPECT_EQ(config->intermediate_size, 64);  // 96 * 2 / 3, already a multiple of 16
@@ -71,10 +70,10 @@ TEST(ModelConfig, ReadsWhatTransformersSavesForDense) {
 }
 
 TEST(ModelConfig, CountsTheParametersThatTorchCounts) {
-  std::ifstream stream(kGolden + "/expected.json");
+  std::ifstream stream(kGoldenCheckpoints + "/expected.json");
   const json expected = json::parse(stream);
   for (const char* name : {"hf_moe", "hf_sharded"}) {
-    auto config = load_model_config(kGolden + "/" + name);
+    auto config = load_model_config(kGoldenCheckpoints + "/" + name);
     ASSERT_TRUE(config);
     EXPECT_EQ(count_parameters(*config).total, expected[name]["parameters"].get<std::int64_t>())
         << name;
@@ -221,7 +220,7 @@ TEST(ModelConfig, GgufTensorShapesWinOverWrongWidthKeys) {
   EXPECT_EQ(loaded->intermediate_size, 64);
 }
 
-struct Fault {
+struct BadConfig {
   const char* name;
   std::function<void(json&)> edit;
   ErrorCode code;
@@ -229,9 +228,9 @@ struct Fault {
   const char* message;
 };
 
-void PrintTo(const Fault& fault, std::ostream* out) { *out << fault.name; }
+void PrintTo(const BadConfig& fault, std::ostream* out) { *out << fault.name; }
 
-class ConfigFault : public ::testing::TestWithParam<Fault> {};
+class ConfigFault : public ::testing::TestWithParam<BadConfig> {};
 
 TEST_P(ConfigFault, NamesTheFieldAndTheFile) {
   TempDir dir;
@@ -251,95 +250,95 @@ constexpr auto kUnsupported = ErrorCode::kUnsupported;
 INSTANTIATE_TEST_SUITE_P(
     All, ConfigFault,
     ::testing::Values(
-        Fault{"llama", [](json& j) { j["model_type"] = "llama"; }, kUnsupported, "model_type",
+        BadConfig{"llama", [](json& j) { j["model_type"] = "llama"; }, kUnsupported, "model_type",
               "\"llama\" is not served"},
-        Fault{"lfm3", [](json& j) { j["model_type"] = "lfm3"; }, kUnsupported, "model_type", "lfm3"},
-        Fault{"type_number", [](json& j) { j["model_type"] = 3; }, kBad, "model_type", "expected"},
-        Fault{"quantised", [](json& j) { j["quantization_config"] = {{"bits", 8}}; }, kUnsupported,
+        BadConfig{"lfm3", [](json& j) { j["model_type"] = "lfm3"; }, kUnsupported, "model_type", "lfm3"},
+        BadConfig{"type_number", [](json& j) { j["model_type"] = 3; }, kBad, "model_type", "expected"},
+        BadConfig{"quantised", [](json& j) { j["quantization_config"] = {{"bits", 8}}; }, kUnsupported,
               "quantization_config", "GGUF"},
-        Fault{"conv_bias", [](json& j) { j["conv_bias"] = true; }, kUnsupported, "conv_bias",
+        BadConfig{"conv_bias", [](json& j) { j["conv_bias"] = true; }, kUnsupported, "conv_bias",
               "expected false"},
-        Fault{"no_positions", [](json& j) { j["use_pos_enc"] = false; }, kUnsupported, "use_pos_enc",
+        BadConfig{"no_positions", [](json& j) { j["use_pos_enc"] = false; }, kUnsupported, "use_pos_enc",
               "RoPE"},
-        Fault{"negative", [](json& j) { j["hidden_size"] = -2048; }, kBad, "hidden_size",
+        BadConfig{"negative", [](json& j) { j["hidden_size"] = -2048; }, kBad, "hidden_size",
               "found -2048"},
-        Fault{"zero", [](json& j) { j["num_key_value_heads"] = 0; }, kBad, "num_key_value_heads",
+        BadConfig{"zero", [](json& j) { j["num_key_value_heads"] = 0; }, kBad, "num_key_value_heads",
               "found 0"},
-        Fault{"huge", [](json& j) { j["vocab_size"] = 1ULL << 40; }, kBad, "vocab_size",
+        BadConfig{"huge", [](json& j) { j["vocab_size"] = 1ULL << 40; }, kBad, "vocab_size",
               "found 1099511627776"},
-        Fault{"beyond_int64", [](json& j) { j["vocab_size"] = ~0ULL; }, kBad, "vocab_size",
+        BadConfig{"beyond_int64", [](json& j) { j["vocab_size"] = ~0ULL; }, kBad, "vocab_size",
               "found 18446744073709551615"},
-        Fault{"string", [](json& j) { j["num_experts"] = "64"; }, kBad, "num_experts", "\"64\""},
-        Fault{"float", [](json& j) { j["num_experts"] = 4.0; }, kBad, "num_experts", "4.0"},
-        Fault{"list", [](json& j) { j["num_attention_heads"] = {1, 2}; }, kBad,
+        BadConfig{"string", [](json& j) { j["num_experts"] = "64"; }, kBad, "num_experts", "\"64\""},
+        BadConfig{"float", [](json& j) { j["num_experts"] = 4.0; }, kBad, "num_experts", "4.0"},
+        BadConfig{"list", [](json& j) { j["num_attention_heads"] = {1, 2}; }, kBad,
               "num_attention_heads", "[1,2]"},
-        Fault{"flag_number", [](json& j) { j["norm_topk_prob"] = 1; }, kBad, "norm_topk_prob",
+        BadConfig{"flag_number", [](json& j) { j["norm_topk_prob"] = 1; }, kBad, "norm_topk_prob",
               "true or false"},
-        Fault{"eps_zero", [](json& j) { j["norm_eps"] = 0; }, kBad, "norm_eps", "above 0"},
-        Fault{"eps_string", [](json& j) { j["norm_eps"] = "1e-5"; }, kBad, "norm_eps", "1e-5"},
-        Fault{"theta_negative", [](json& j) { j["rope_theta"] = -1.0; }, kBad, "rope_theta", "-1.0"},
-        Fault{"theta_missing", [](json& j) { j.erase("rope_theta"); }, kBad, "rope_theta", "missing"},
-        Fault{"rope_scaling", [](json& j) { j["rope_scaling"] = {{"type", "yarn"}, {"factor", 4}}; },
+        BadConfig{"eps_zero", [](json& j) { j["norm_eps"] = 0; }, kBad, "norm_eps", "above 0"},
+        BadConfig{"eps_string", [](json& j) { j["norm_eps"] = "1e-5"; }, kBad, "norm_eps", "1e-5"},
+        BadConfig{"theta_negative", [](json& j) { j["rope_theta"] = -1.0; }, kBad, "rope_theta", "-1.0"},
+        BadConfig{"theta_missing", [](json& j) { j.erase("rope_theta"); }, kBad, "rope_theta", "missing"},
+        BadConfig{"rope_scaling", [](json& j) { j["rope_scaling"] = {{"type", "yarn"}, {"factor", 4}}; },
               kUnsupported, "rope_scaling", "yarn"},
-        Fault{"rope_parameters_type",
+        BadConfig{"rope_parameters_type",
               [](json& j) { j["rope_parameters"] = {{"rope_type", "llama3"}, {"rope_theta", 1e6}}; },
               kUnsupported, "rope_parameters", "llama3"},
-        Fault{"rope_partial",
+        BadConfig{"rope_partial",
               [](json& j) { j["rope_parameters"] = {{"partial_rotary_factor", 0.5}}; }, kUnsupported,
               "rope_parameters", "partial_rotary_factor"},
-        Fault{"rope_contradiction",
+        BadConfig{"rope_contradiction",
               [](json& j) { j["rope_parameters"] = {{"rope_theta", 5e6}}; }, kBad, "rope_theta",
               "contradicts"},
-        Fault{"rope_inner_type",
+        BadConfig{"rope_inner_type",
               [](json& j) {
                 j.erase("rope_theta");
                 j["rope_parameters"] = {{"rope_theta", "big"}};
               },
               kBad, "rope_parameters", "\"big\""},
-        Fault{"rope_list", [](json& j) { j["rope_parameters"] = {1, 2}; }, kBad, "rope_parameters",
+        BadConfig{"rope_list", [](json& j) { j["rope_parameters"] = {1, 2}; }, kBad, "rope_parameters",
               "an object"},
-        Fault{"no_layers", [](json& j) { j.erase("layer_types"); }, kBad, "layer_types", "missing"},
-        Fault{"short_layers", [](json& j) { j["layer_types"] = {"conv"}; }, kBad, "layer_types",
+        BadConfig{"no_layers", [](json& j) { j.erase("layer_types"); }, kBad, "layer_types", "missing"},
+        BadConfig{"short_layers", [](json& j) { j["layer_types"] = {"conv"}; }, kBad, "layer_types",
               "list of 3"},
-        Fault{"layer_kind", [](json& j) { j["layer_types"][1] = "sliding_attention"; }, kUnsupported,
+        BadConfig{"layer_kind", [](json& j) { j["layer_types"][1] = "sliding_attention"; }, kUnsupported,
               "layer_types", "entry 1 is \"sliding_attention\""},
-        Fault{"layer_number", [](json& j) { j["layer_types"][1] = 7; }, kBad, "layer_types",
+        BadConfig{"layer_number", [](json& j) { j["layer_types"][1] = 7; }, kBad, "layer_types",
               "entry 1 is 7"},
-        Fault{"attn_idxs_range",
+        BadConfig{"attn_idxs_range",
               [](json& j) {
                 j.erase("layer_types");
                 j["full_attn_idxs"] = {1, 3};
               },
               kBad, "full_attn_idxs", "found 3"},
-        Fault{"attn_idxs_twice",
+        BadConfig{"attn_idxs_twice",
               [](json& j) {
                 j.erase("layer_types");
                 j["full_attn_idxs"] = {1, 1};
               },
               kBad, "full_attn_idxs", "twice"},
-        Fault{"attn_idxs_contradict", [](json& j) { j["full_attn_idxs"] = {0}; }, kBad,
+        BadConfig{"attn_idxs_contradict", [](json& j) { j["full_attn_idxs"] = {0}; }, kBad,
               "full_attn_idxs", "contradicts layer_types"},
-        Fault{"heads_divide", [](json& j) { j["num_key_value_heads"] = 3; }, kBad,
+        BadConfig{"heads_divide", [](json& j) { j["num_key_value_heads"] = 3; }, kBad,
               "num_key_value_heads", "divisor"},
-        Fault{"head_dim",
+        BadConfig{"head_dim",
               [](json& j) {
                 j.erase("head_dim");
                 j["num_attention_heads"] = 6;
               },
               kBad, "num_attention_heads", "divisor of hidden_size 32"},
-        Fault{"head_dim_8", [](json& j) { j["head_dim"] = 8; }, kUnsupported, "head_dim",
+        BadConfig{"head_dim_8", [](json& j) { j["head_dim"] = 8; }, kUnsupported, "head_dim",
               "multiple of 16"},
-        Fault{"topk_over_experts", [](json& j) { j["num_experts_per_tok"] = 5; }, kBad,
+        BadConfig{"topk_over_experts", [](json& j) { j["num_experts_per_tok"] = 5; }, kBad,
               "num_experts_per_tok", "at most num_experts 4"},
-        Fault{"dense_over_layers", [](json& j) { j["num_dense_layers"] = 4; }, kBad,
+        BadConfig{"dense_over_layers", [](json& j) { j["num_dense_layers"] = 4; }, kBad,
               "num_dense_layers", "3 layers"},
-        Fault{"taps_1", [](json& j) { j["conv_L_cache"] = 1; }, kBad, "conv_L_cache", "from 2"},
-        Fault{"eos_missing", [](json& j) { j.erase("eos_token_id"); }, kBad, "eos_token_id",
+        BadConfig{"taps_1", [](json& j) { j["conv_L_cache"] = 1; }, kBad, "conv_L_cache", "from 2"},
+        BadConfig{"eos_missing", [](json& j) { j.erase("eos_token_id"); }, kBad, "eos_token_id",
               "no answer ends"},
-        Fault{"eos_outside", [](json& j) { j["eos_token_id"] = 40; }, kBad, "eos_token_id",
+        BadConfig{"eos_outside", [](json& j) { j["eos_token_id"] = 40; }, kBad, "eos_token_id",
               "below vocab_size 40"},
-        Fault{"eos_word", [](json& j) { j["eos_token_id"] = {7, "x"}; }, kBad, "eos_token_id", "\"x\""},
-        Fault{"bos_outside", [](json& j) { j["bos_token_id"] = 1000; }, kBad, "bos_token_id", "1000"}),
+        BadConfig{"eos_word", [](json& j) { j["eos_token_id"] = {7, "x"}; }, kBad, "eos_token_id", "\"x\""},
+        BadConfig{"bos_outside", [](json& j) { j["bos_token_id"] = 1000; }, kBad, "bos_token_id", "1000"}),
     [](const auto& test_info) { return test_info.param.name; });
 
 // Every field that is read and has no stated meaning when absent must be asked for by name.

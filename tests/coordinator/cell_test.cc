@@ -14,7 +14,7 @@ using namespace std::chrono_literals;
 using testing::expected_output;
 using testing::make_request;
 
-constexpr std::int32_t kVocab = 500;
+constexpr std::int32_t kCellVocab = 500;
 
 class ScriptedLink : public WorkerLink {
  public:
@@ -108,7 +108,7 @@ Cell::Options options() {
   o.limits.stages = 2;
   o.limits.lanes = 2;
   o.limits.blocks = 64;
-  o.limits.vocab_size = kVocab;
+  o.limits.vocab_size = kCellVocab;
   o.limits.max_context_tokens = 1000;
   o.step_deadline = 300ms;
   return o;
@@ -124,7 +124,7 @@ TEST(Cell, ServesManyThreadsAndEndsWithAShutdownPlan) {
     for (unsigned c = 0; c < 4; ++c) {
       clients.emplace_back([&cell, c] {
         for (unsigned i = 0; i < 10; ++i)
-          EXPECT_TRUE(cell.submit(make_request(c * 10 + i, 5 + i, 20, kVocab)));
+          EXPECT_TRUE(cell.submit(make_request(c * 10 + i, 5 + i, 20, kCellVocab)));
       });
     }
     for (std::thread& t : clients) t.join();
@@ -136,9 +136,9 @@ TEST(Cell, ServesManyThreadsAndEndsWithAShutdownPlan) {
   }
   EXPECT_TRUE(link.shutdown);
   for (RequestId id = 0; id < 40; ++id) {
-    EXPECT_EQ(
-        got.output[id],
-        expected_output(make_request(id, 5 + static_cast<unsigned>(id) % 10, 20, kVocab), kVocab));
+    EXPECT_EQ(got.output[id],
+              expected_output(make_request(id, 5 + static_cast<unsigned>(id) % 10, 20, kCellVocab),
+                              kCellVocab));
   }
 }
 
@@ -148,7 +148,7 @@ TEST(Cell, CancelEndsTheSequenceAndSaysSo) {
   Collected got;
   RunningCell running(options(), link, got.callbacks());
   Cell& cell = running.cell;
-  ASSERT_TRUE(cell.submit(make_request(1, 5, 900, kVocab)));
+  ASSERT_TRUE(cell.submit(make_request(1, 5, 900, kCellVocab)));
   cell.cancel(1);
   cell.cancel(77);
   EXPECT_TRUE(got.wait([&] { return got.last.contains(1); }));
@@ -161,7 +161,7 @@ TEST(Cell, RefusalsArriveAsEvents) {
   Collected got;
   RunningCell running(options(), link, got.callbacks());
   Cell& cell = running.cell;
-  ASSERT_TRUE(cell.submit(make_request(1, 2000, 5, kVocab)));
+  ASSERT_TRUE(cell.submit(make_request(1, 2000, 5, kCellVocab)));
   EXPECT_TRUE(got.wait([&] { return got.last.contains(1); }));
   EXPECT_EQ(got.last[1].finish, FinishReason::kError);
   EXPECT_NE(got.last[1].error.find("prompt"), std::string::npos);
@@ -175,7 +175,7 @@ TEST(Cell, ADrainingCellSaysSoAndTakesWhatWasOnItsWay) {
   EXPECT_FALSE(cell.status().draining);
   cell.drain();
   EXPECT_TRUE(cell.status().draining);
-  ASSERT_TRUE(cell.submit(make_request(2, 2, 5, kVocab)));
+  ASSERT_TRUE(cell.submit(make_request(2, 2, 5, kCellVocab)));
   EXPECT_TRUE(got.wait([&] { return got.last.contains(2); }));
   EXPECT_EQ(got.last[2].finish, FinishReason::kLength);
 }
@@ -186,14 +186,14 @@ TEST(Cell, AStepThatDoesNotEndFailsTheCellWithinTheDeadline) {
   Collected got;
   RunningCell running(options(), link, got.callbacks());
   Cell& cell = running.cell;
-  ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kVocab)));
+  ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kCellVocab)));
   EXPECT_TRUE(got.wait([&] { return !got.failure.empty(); }));
   EXPECT_NE(got.failure.find("deadline of 300 ms"), std::string::npos) << got.failure;
   EXPECT_FALSE(running.end());
   ASSERT_TRUE(got.last.contains(1)) << "what ran must be told";
   EXPECT_EQ(got.last[1].finish, FinishReason::kCancelled) << "another cell can go on with it";
   EXPECT_NE(got.last[1].error.find(got.failure), std::string::npos) << got.last[1].error;
-  EXPECT_FALSE(cell.submit(make_request(2, 5, 5, kVocab))) << "nobody would ever answer it";
+  EXPECT_FALSE(cell.submit(make_request(2, 5, 5, kCellVocab))) << "nobody would ever answer it";
 }
 
 // Answers one plan after the other, each after a while.
@@ -217,7 +217,7 @@ TEST(Cell, AStopCancelsWhatRuns) {
   SlowLink link(o.limits, 20ms);
   Collected got;
   RunningCell running(o, link, got.callbacks());
-  ASSERT_TRUE(running.cell.submit(make_request(1, 5, 900, kVocab)));
+  ASSERT_TRUE(running.cell.submit(make_request(1, 5, 900, kCellVocab)));
   EXPECT_TRUE(got.wait([&] { return !got.output[1].empty(); }));
   EXPECT_TRUE(running.end());
   EXPECT_EQ(got.last[1].finish, FinishReason::kCancelled);
@@ -243,7 +243,7 @@ TEST(Cell, TheFirstEventTellsHowLongAgoTheFirstStepWas) {
   {
     RunningCell running(o, link, callbacks);
     for (const RequestId id : {1U, 2U}) {
-      ASSERT_TRUE(running.cell.submit(make_request(id, 5, 5, kVocab)));
+      ASSERT_TRUE(running.cell.submit(make_request(id, 5, 5, kCellVocab)));
     }
     EXPECT_TRUE(got.wait([&] { return got.last.size() == 2; }));
   }
@@ -265,7 +265,7 @@ TEST(Cell, AStepBeginsWhenTheOneBeforeHasEnded) {
   SlowLink link(o.limits, 1'200ms);
   Collected got;
   RunningCell running(o, link, got.callbacks());
-  ASSERT_TRUE(running.cell.submit(make_request(1, 5, 2, kVocab)));
+  ASSERT_TRUE(running.cell.submit(make_request(1, 5, 2, kCellVocab)));
   EXPECT_TRUE(got.wait([&] { return got.last.contains(1) || !got.failure.empty(); }));
   EXPECT_EQ(got.failure, "");
   EXPECT_EQ(got.output[1].size(), 2U);
@@ -295,7 +295,7 @@ TEST(Cell, AFailedLinkFailsTheCell) {
   Collected got;
   RunningCell running(options(), link, got.callbacks());
   Cell& cell = running.cell;
-  ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kVocab)));
+  ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kCellVocab)));
   EXPECT_TRUE(got.wait([&] { return !got.failure.empty(); }));
   EXPECT_EQ(got.failure, "rank 3 is gone");
 }
@@ -305,7 +305,7 @@ class LastMomentLink final : public ScriptedLink {
  public:
   using ScriptedLink::ScriptedLink;
   std::optional<StepResult> receive(std::chrono::microseconds) override {
-    EXPECT_TRUE(cell->submit(make_request(2, 5, 5, kVocab)));
+    EXPECT_TRUE(cell->submit(make_request(2, 5, 5, kCellVocab)));
     throw std::runtime_error("rank 3 is gone");
   }
   Cell* cell = nullptr;
@@ -316,7 +316,7 @@ TEST(Cell, WhatAFailedCellHadNotTakenUpYetIsToldAsWell) {
   Collected got;
   Cell cell(options(), link, got.callbacks());
   link.cell = &cell;
-  ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kVocab)));
+  ASSERT_TRUE(cell.submit(make_request(1, 5, 5, kCellVocab)));
   EXPECT_FALSE(cell.run());
   for (const RequestId id : {1U, 2U}) {
     ASSERT_TRUE(got.last.contains(id)) << id;

@@ -12,11 +12,10 @@ namespace {
 
 using ::testing::ElementsAre;
 using testing::expected_output;
+using testing::kVocab;
 using Harness = testing::SchedulerHarness;
 using ::testing::HasSubstr;
 using testing::make_request;
-
-constexpr std::int32_t kVocab = 1000;
 
 SchedulerLimits small_limits() {
   SchedulerLimits limits;

@@ -8,17 +8,13 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "tests/e2e/tiny_golden.h"
 #include "tests/support/sole_worker.h"
 
 namespace millrace {
 namespace {
 
 using testing::SoleWorker;
-
-nlohmann::json golden(const std::string& name) {
-  std::ifstream file(std::string(MILLRACE_SOURCE_DIR) + "/tests/golden/tiny/" + name + ".json");
-  return nlohmann::json::parse(file);
-}
 
 std::vector<float> floats_of_base64(const std::string& text) {
   std::vector<unsigned char> bytes(text.size() / 4 * 3);
@@ -33,7 +29,7 @@ std::vector<float> floats_of_base64(const std::string& text) {
 class ChunkSplits : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(ChunkSplits, EveryPositionIsTransformersAndEverySplitTheSameBits) {
-  const nlohmann::json data = golden(GetParam());
+  const nlohmann::json data = testing::tiny_golden(GetParam());
   const Result<CellSetup> setup = make_cell_setup(testing::test_config(testing::random_checkpoint(
       GetParam(), data.at("make_random_checkpoint_arguments").get<std::vector<std::string>>())));
   ASSERT_TRUE(setup) << setup.error().to_string();

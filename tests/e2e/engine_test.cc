@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "tests/e2e/tiny_golden.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/workload.h"
 #include "worker/checkpoint/packed_file.h"
@@ -20,13 +21,9 @@ using testing::Output;
 using testing::random_checkpoint;
 using testing::test_config;
 
-nlohmann::json golden(const std::string& name) {
-  std::ifstream file(std::string(MILLRACE_SOURCE_DIR) + "/tests/golden/tiny/" + name + ".json");
-  return nlohmann::json::parse(file);
-}
-
 std::string checkpoint_of(const std::string& name, const std::vector<std::string>& more = {}) {
-  std::vector<std::string> arguments = golden(name).at("make_random_checkpoint_arguments");
+  std::vector<std::string> arguments =
+      testing::tiny_golden(name).at("make_random_checkpoint_arguments");
   std::string folder = name;
   for (const std::string& word : more) {
     arguments.push_back(word);
@@ -65,7 +62,7 @@ class Golden : public ::testing::TestWithParam<std::tuple<std::string, std::pair
 TEST_P(Golden, LogitsAreThoseOfTransformers) {
   const auto& [name, grid] = GetParam();
   if (name == "dense" && grid.second > 1) GTEST_SKIP() << "a dense model has no experts to shard";
-  const nlohmann::json data = golden(name);
+  const nlohmann::json data = testing::tiny_golden(name);
   ClusterConfig config = test_config(checkpoint_of(name));
   config.grid.stages = grid.first;
   config.grid.lanes = grid.second;

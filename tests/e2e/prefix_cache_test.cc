@@ -29,7 +29,7 @@ std::string model_of(const std::string& kind) {
   return random_checkpoint("packed-" + kind + ".gguf", arguments);
 }
 
-struct Arrangement {
+struct CacheArrangement {
   int stages = 1;
   int lanes = 1;
   std::int32_t step_tokens = 128;
@@ -42,7 +42,7 @@ struct Arrangement {
   KvDtype kv = KvDtype::kF32;
 };
 
-ClusterConfig config_of(const std::string& model, const Arrangement& a) {
+ClusterConfig config_of(const std::string& model, const CacheArrangement& a) {
   ClusterConfig config = test_config(model);
   config.grid.stages = a.stages;
   config.grid.lanes = a.lanes;
@@ -82,7 +82,7 @@ std::vector<SequenceRequest> requests_that_begin_alike() {
 }
 
 // What each request becomes in a cell that knows nothing.
-std::map<RequestId, Output> cold(const std::string& model, Arrangement a,
+std::map<RequestId, Output> cold(const std::string& model, CacheArrangement a,
                                  const std::vector<SequenceRequest>& requests) {
   a.prefix = false;
   EngineHarness engine(config_of(model, a));
@@ -98,7 +98,7 @@ TEST_P(PrefixCacheBits, WhateverIsFoundInEveryGrid) {
   const std::string model = model_of(GetParam());
   const std::vector<SequenceRequest> requests = requests_that_begin_alike();
   const auto expected = cold(model, {}, requests);
-  const std::vector<Arrangement> arrangements = {
+  const std::vector<CacheArrangement> arrangements = {
       {},
       {.async = true},
       {.step_tokens = 16, .chunk = 1},
@@ -113,7 +113,7 @@ TEST_P(PrefixCacheBits, WhateverIsFoundInEveryGrid) {
       {.stages = 2, .lanes = 4, .chunk = 7, .block = 16},
   };
   for (std::size_t i = 0; i < arrangements.size(); ++i) {
-    const Arrangement& a = arrangements[i];
+    const CacheArrangement& a = arrangements[i];
     if (GetParam() == "dense" && a.lanes > 1) continue;
     if (GetParam() != "moe" && i % 3 != 0) continue;
     EngineHarness engine(config_of(model, a));
@@ -163,7 +163,7 @@ TEST_P(PrefixCacheBits, ATurnGoesOnBehindTheAnswerBefore) {
 TEST_P(PrefixCacheBits, CachedKeysAndValuesMayBeRounded) {
   const std::string model = model_of(GetParam());
   const std::vector<SequenceRequest> requests = requests_that_begin_alike();
-  const Arrangement a{.kv = KvDtype::kBf16};
+  const CacheArrangement a{.kv = KvDtype::kBf16};
   const auto expected = cold(model, a, requests);
   EngineHarness engine(config_of(model, a));
   EXPECT_EQ(engine.run(requests), expected);

@@ -138,7 +138,7 @@ void PrintTo(const FilterCase& c, std::ostream* out) {
                       c.row.temperature, c.row.top_k, c.row.top_p, c.row.min_p);
 }
 
-class SamplingFilterTest : public testing::TestWithParam<FilterCase> {};
+class SamplingFilterTest : public ::testing::TestWithParam<FilterCase> {};
 
 // Odd sizes around vector and block widths; flat and peaked rows. Rows are continuous, so that a
 // boundary within rounding error of a token is as good as impossible.
@@ -152,13 +152,14 @@ TEST_P(SamplingFilterTest, AgreesWithTheReference) {
 
 INSTANTIATE_TEST_SUITE_P(
     Rows, SamplingFilterTest,
-    testing::Values(FilterCase{1, 1, {}}, FilterCase{3, 1, {}}, FilterCase{255, 2, {.top_p = 0.5F}},
-                    FilterCase{256, 2, {.temperature = 0.6F}}, FilterCase{257, 2, {.top_k = 256}},
-                    FilterCase{1021, 1, {.top_p = 0.99F}}, FilterCase{1021, 6, {.top_p = 0.9F}},
-                    FilterCase{1021, 3, {.top_k = 40, .top_p = 0.95F, .min_p = 0.03F}},
-                    FilterCase{1021, 3, {.min_p = 0.2F}}, FilterCase{1021, 3, {.top_k = 700}},
-                    FilterCase{4099, 0.01F, {.top_p = 0.7F}},
-                    FilterCase{4099, 9, {.temperature = 0.05F, .top_k = 50}}));
+    ::testing::Values(FilterCase{1, 1, {}}, FilterCase{3, 1, {}},
+                      FilterCase{255, 2, {.top_p = 0.5F}},
+                      FilterCase{256, 2, {.temperature = 0.6F}}, FilterCase{257, 2, {.top_k = 256}},
+                      FilterCase{1021, 1, {.top_p = 0.99F}}, FilterCase{1021, 6, {.top_p = 0.9F}},
+                      FilterCase{1021, 3, {.top_k = 40, .top_p = 0.95F, .min_p = 0.03F}},
+                      FilterCase{1021, 3, {.min_p = 0.2F}}, FilterCase{1021, 3, {.top_k = 700}},
+                      FilterCase{4099, 0.01F, {.top_p = 0.7F}},
+                      FilterCase{4099, 9, {.temperature = 0.05F, .top_k = 50}}));
 
 TEST(SamplingTest, GreedyTakesTheLowestIdAmongTheMaxima) {
   std::vector<float> logits = random_logits(1000, 1, 7);

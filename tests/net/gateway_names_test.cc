@@ -12,7 +12,7 @@ namespace {
 
 using namespace test;
 using millrace::test::PrivateHosts;
-using testing::ElementsAre;
+using ::testing::ElementsAre;
 
 // What the names give, once there is something.
 std::vector<std::string> first_answer(GatewayNamesConfig config) {

@@ -329,7 +329,7 @@ class SecretFile : public ::testing::Test {
     const auto secret = read_secret_file(path, "node_agent.secret_file");
     return secret ? "accepted" : secret.error().to_string();
   }
-  test::TempDir dir_;
+  millrace::test::TempDir dir_;
 };
 
 TEST_F(SecretFile, LineEndDoesNotCount) {

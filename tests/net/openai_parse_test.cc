@@ -371,7 +371,7 @@ TEST(ParseJson, HostileShapes) {
     const auto begun = std::chrono::steady_clock::now();
     const bool error = parse_json_object(body).has_error();
     EXPECT_LT(std::chrono::steady_clock::now() - begun,
-              std::chrono::seconds(20 * testing::kPatience));
+              std::chrono::seconds(20 * millrace::testing::kPatience));
     return error;
   };
   EXPECT_TRUE(refused(std::string(size, '[')));

@@ -1,5 +1,6 @@
 // The golden tokenizer, written as GGUF metadata the way converters do, must give the same ids.
 #include "net/text/tokenizer_gguf.h"
+#include "tests/net/text_golden.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -14,10 +15,10 @@
 namespace millrace::text {
 namespace {
 
+using test::kGolden;
+using test::read_file;
 using Json = nlohmann::json;
 using Ids = std::vector<std::int32_t>;
-
-const std::string kGolden = std::string(MILLRACE_SOURCE_DIR) + "/tests/golden/text/";
 
 // Metadata of one GGUF file without tensors.
 class GgufMetadata {
@@ -85,13 +86,6 @@ class GgufMetadata {
   std::string bytes_;
   std::uint64_t count_ = 0;
 };
-
-std::string read_file(const std::string& name) {
-  std::ifstream file(kGolden + name, std::ios::binary);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 struct Change {
   std::string model = "gpt2", pre = "lfm2";

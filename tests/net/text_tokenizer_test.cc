@@ -15,31 +15,17 @@
 #include "net/text/pre_tokenizer.h"
 #include "net/text/tokenizer_gguf.h"
 #include "net/text/utf8.h"
+#include "tests/net/text_golden.h"
 #include "tests/support/patience.h"
 
 namespace millrace::text {
 namespace {
 
+using test::kGolden;
+using test::read_file;
 using Json = nlohmann::json;
 using Ids = std::vector<std::int32_t>;
 using ::testing::HasSubstr;
-
-const std::string kGolden = std::string(MILLRACE_SOURCE_DIR) + "/tests/golden/text/";
-
-std::string read_file(const std::string& name) {
-  std::ifstream file(kGolden + name, std::ios::binary);
-  EXPECT_TRUE(file) << name;
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-std::vector<Json> read_cases(const std::string& name) {
-  std::istringstream lines(read_file(name));
-  std::vector<Json> cases;
-  for (std::string line; std::getline(lines, line);) cases.push_back(Json::parse(line));
-  return cases;
-}
 
 Tokenizer golden() { return Tokenizer::load(kGolden).value(); }
 
@@ -47,7 +33,7 @@ Json golden_json() { return Json::parse(read_file("tokenizer.json")); }
 
 TEST(TokenizerGolden, EncodesAndDecodesLikeTokenizers) {
   const Tokenizer tokenizer = golden();
-  const std::vector<Json> cases = read_cases("tokenizer_cases.jsonl");
+  const std::vector<Json> cases = test::read_cases<Json>("tokenizer_cases.jsonl");
   ASSERT_GE(cases.size(), 3000u);
   for (const Json& c : cases) {
     const auto text = c["t"].get<std::string>();
@@ -64,7 +50,7 @@ TEST(TokenizerGolden, EncodesAndDecodesLikeTokenizers) {
 
 TEST(TokenizerGolden, DecodesArbitraryIdsLikeTokenizersAlsoWhenStreamed) {
   const Tokenizer tokenizer = golden();
-  const std::vector<Json> cases = read_cases("decode_cases.jsonl");
+  const std::vector<Json> cases = test::read_cases<Json>("decode_cases.jsonl");
   ASSERT_GE(cases.size(), 500u);
   for (const Json& c : cases) {
     const Ids ids = c["i"].get<Ids>();
@@ -92,7 +78,7 @@ TEST(TokenizerGolden, StripFlagsAndIgnoreMergesLikeTokenizers) {
   root["added_tokens"] = variant["added_tokens"];
   const Tokenizer tokenizer =
       Tokenizer::create(parse_tokenizer_json(root.dump(), "").value()).value();
-  for (const Json& c : read_cases("variant_cases.jsonl")) {
+  for (const Json& c : test::read_cases<Json>("variant_cases.jsonl")) {
     const Ids ids = tokenizer.encode(c["t"].get<std::string>()).value();
     ASSERT_EQ(ids, c["i"].get<Ids>()) << c.dump();
     ASSERT_EQ(tokenizer.decode(ids, false), c["d"].get<std::string>()) << c.dump();
@@ -182,7 +168,7 @@ TEST(Tokenizer, LongPiecesTakeNoQuadraticTime) {
 
 TEST(Tokenizer, OneObjectServesManyThreads) {
   const Tokenizer tokenizer = golden();
-  const std::vector<Json> cases = read_cases("tokenizer_cases.jsonl");
+  const std::vector<Json> cases = test::read_cases<Json>("tokenizer_cases.jsonl");
   std::vector<std::thread> threads;
   std::array<int, 4> wrong{};
   for (int t = 0; t < 4; ++t) {

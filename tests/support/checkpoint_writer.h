@@ -16,6 +16,9 @@
 
 namespace millrace::test {
 
+// Where files lie that other programs wrote (make.py there).
+inline const std::string kGoldenCheckpoints = MILLRACE_SOURCE_DIR "/tests/golden/checkpoint";
+
 struct TensorData {
   std::string name;
   std::string dtype;  // "F32", "F16", "BF16"

@@ -13,13 +13,13 @@ namespace {
 using Range = std::span<const std::byte>;
 
 // Small enough for smooth progress and an even split, large enough for sequential reads from disk.
-constexpr std::size_t kChunkBytes = std::size_t{4} << 20;
+constexpr std::size_t kTouchBytes = std::size_t{4} << 20;
 
 std::vector<Range> cut(std::span<const Range> ranges) {
   std::vector<Range> chunks;
   for (const Range range : ranges) {
-    for (std::size_t at = 0; at < range.size(); at += kChunkBytes) {
-      chunks.push_back(range.subspan(at, std::min(kChunkBytes, range.size() - at)));
+    for (std::size_t at = 0; at < range.size(); at += kTouchBytes) {
+      chunks.push_back(range.subspan(at, std::min(kTouchBytes, range.size() - at)));
     }
   }
   return chunks;

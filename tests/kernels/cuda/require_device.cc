@@ -25,7 +25,7 @@ class EndAtAHang : public testing::EmptyTestEventListener {
   }
 };
 
-[[maybe_unused]] const bool registered = [] {
+[[maybe_unused]] const bool device_required = [] {
   testing::AddGlobalTestEnvironment(new RequireDevice);
   testing::UnitTest::GetInstance()->listeners().Append(new EndAtAHang);
   return true;

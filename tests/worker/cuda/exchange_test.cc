@@ -23,7 +23,7 @@ constexpr std::int64_t kHidden = 16;
 constexpr std::int64_t kTopK = 3;
 constexpr std::int64_t kExperts = 7;
 constexpr std::int64_t kMaxTokens = 12;
-constexpr std::chrono::milliseconds kDeadline{10'000};
+constexpr std::chrono::milliseconds kLongDeadline{10'000};
 
 // What a lane's tokens are: values and experts that name lane, token and place.
 struct LaneTokens {
@@ -88,7 +88,7 @@ cuda::DeviceBuffer to_device(cuda::StreamRef stream, const std::vector<T>& value
   if (!values.empty()) {
     cuda::copy_to_device(stream, memory.data(), values.data(), values.size() * sizeof(T));
   }
-  cuda::synchronize(stream, kDeadline);
+  cuda::synchronize(stream, kLongDeadline);
   return memory;
 }
 
@@ -96,7 +96,7 @@ template <class T>
 std::vector<T> to_host(cuda::StreamRef stream, const void* device, std::int64_t count) {
   std::vector<T> out(static_cast<std::size_t>(count));
   if (count > 0) cuda::copy_to_host(stream, out.data(), device, out.size() * sizeof(T));
-  cuda::synchronize(stream, kDeadline);
+  cuda::synchronize(stream, kLongDeadline);
   return out;
 }
 

@@ -135,7 +135,10 @@ class Run:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-        self.log = open(out / f"{name}.log", "w", encoding="utf-8")
+        # Programs write to it themselves, so what they said is there when all this is ended from outside.
+        self.log_path = out / f"{name}.log"
+        self.log_path.write_bytes(b"")
+        self.log = open(self.log_path, "a", encoding="utf-8")
         self.part_deadline = self.deadline
 
     def left(self) -> float:
@@ -173,18 +176,20 @@ class Run:
         """Exit status (124 when its time was over) and output, which goes to the log as well."""
         limit = max(1.0, min(limit_s or self.left(), self.left()))
         self.note("$ " + " ".join(words))
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        begin = self.log_path.stat().st_size
+        process = subprocess.Popen(words, stdout=self.log, stderr=subprocess.STDOUT,
                                    env={**self.place.environment, **(environment or {})}, start_new_session=True)
         try:
-            output, _ = process.communicate(timeout=limit)
-            code = process.returncode
+            code = process.wait(limit)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
+            process.wait()
             code = 124
-            output += f"\n[ended after {limit:.0f} s]\n"
-        self.note(output)
+            self.note(f"\n[ended after {limit:.0f} s]")
+        output = self.log_path.read_bytes()[begin:].decode("utf-8", "replace")
+        if not output.endswith("\n"):
+            self.note("")
         return code, output
 
     def write(self):

@@ -102,6 +102,10 @@ void SequenceStarter::start(kernels::cuda::StreamRef stream, std::span<const Seq
   if (starts.size() > shape_.limits.max_sequences) {
     bad_start(fmt::format("{} starts for {} slots", starts.size(), shape_.limits.max_sequences));
   }
+  // All of them before the first copy: a copy under way must not outlive its memory.
+  if (shape_.shard.last_stage) {
+    for (const SequenceStart& start : starts) check(start, shape_.model->vocab_size);
+  }
   stream_ = stream;
   deadline_ = deadline;
   if (used_) copied_.synchronize(deadline);
@@ -109,7 +113,6 @@ void SequenceStarter::start(kernels::cuda::StreamRef stream, std::span<const Seq
   clear_conv(starts);
   if (shape_.shard.last_stage) {
     for (std::size_t i = 0; i < starts.size(); ++i) {
-      check(starts[i], shape_.model->vocab_size);
       set_sampling(starts[i], i);
       if (starts[i].sampling.uses_history()) add_history(starts[i]);
     }

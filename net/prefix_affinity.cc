@@ -31,7 +31,7 @@ void PrefixAffinity::note(const Trail& trail, const std::string& cell_id) {
   const auto cell = static_cast<std::uint32_t>(name - cells_.begin());
   auto& latest = entries_.get<0>();
   auto& by_hash = entries_.get<1>();
-  // The whole beginning last, so that it is forgotten last: ends go before beginnings.
+  // The shortest last, so that it is forgotten last: ends go before beginnings.
   for (std::size_t i = trail.size(); i-- > 0;) {
     if (const auto it = by_hash.find(trail[i]); it != by_hash.end()) by_hash.erase(it);
     latest.push_front({trail[i], cell});

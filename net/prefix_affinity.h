@@ -13,7 +13,6 @@
 #include <boost/multi_index_container.hpp>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>

@@ -25,7 +25,7 @@ std::int64_t history_room(const DeviceShape& shape) {
   throw std::runtime_error("step plan: " + what);
 }
 
-void check(const SequenceStart& start, std::int32_t vocab) {
+void check(const SequenceStart& start, std::int32_t vocab, std::int64_t history_tokens) {
   if (auto checked = check_sampling_params(start.sampling, vocab); !checked) {
     bad_start(checked.error().to_string());
   }
@@ -41,6 +41,10 @@ void check(const SequenceStart& start, std::int32_t vocab) {
   if (start.prompt_tokens > start.history.size()) {
     bad_start(fmt::format("start.prompt_tokens: {} of a history of {} tokens", start.prompt_tokens,
                           start.history.size()));
+  }
+  if (start.history.size() > static_cast<std::size_t>(history_tokens)) {
+    bad_start(fmt::format("start.history: {} tokens, the context has {}", start.history.size(),
+                          history_tokens));
   }
   for (const std::int32_t token : start.history) {
     if (token < 0 || token >= vocab) {
@@ -104,7 +108,9 @@ void SequenceStarter::start(kernels::cuda::StreamRef stream, std::span<const Seq
   }
   // All of them before the first copy: a copy under way must not outlive its memory.
   if (shape_.shard.last_stage) {
-    for (const SequenceStart& start : starts) check(start, shape_.model->vocab_size);
+    for (const SequenceStart& start : starts) {
+      check(start, shape_.model->vocab_size, history_tokens_);
+    }
   }
   stream_ = stream;
   deadline_ = deadline;
@@ -154,9 +160,6 @@ void SequenceStarter::set_sampling(const SequenceStart& start, std::size_t index
 
 void SequenceStarter::add_history(const SequenceStart& start) {
   const auto tokens = static_cast<std::int64_t>(start.history.size());
-  if (tokens > history_tokens_) {
-    bad_start(fmt::format("start.history: {} tokens, the context has {}", tokens, history_tokens_));
-  }
   if (tokens_ + tokens > history_tokens_) {
     flush_histories();
     kernels::cuda::synchronize(stream_, deadline_);  // rare: many long histories in one step

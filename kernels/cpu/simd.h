@@ -136,12 +136,18 @@ MILLRACE_ALWAYS_INLINE Float4 reduce_add_4(Vec a, Vec b, Vec c, Vec d) {
   return (lane0 + lane2) + (lane1 + lane3);
 }
 
+// Any order gives the same number; where lanes are NaN, some lane's or NaN.
 MILLRACE_ALWAYS_INLINE float reduce_max(Vec v) {
+  using Index4 = int __attribute__((vector_size(16)));
+  const auto greater = [](Float4 a, Float4 b) { return a > b ? a : b; };
   alignas(64) float lanes[kLanes];
   store(lanes, v);
-  float out = lanes[0];
-  for (int i = 1; i < kLanes; ++i) out = out > lanes[i] ? out : lanes[i];
-  return out;
+  Float4 q[4];
+  std::memcpy(q, lanes, sizeof q);
+  Float4 m = greater(greater(q[0], q[1]), greater(q[2], q[3]));
+  m = greater(m, __builtin_shuffle(m, Index4{2, 3, 0, 1}));
+  m = greater(m, __builtin_shuffle(m, Index4{1, 0, 3, 2}));
+  return m[0];
 }
 
 }  // namespace millrace::kernels::MILLRACE_ISA

@@ -13,7 +13,10 @@ using Bytes16 = std::uint8_t __attribute__((vector_size(16)));
 // 15 of 16 registers.
 inline constexpr int kTileRows = 2;
 inline constexpr int kTileTokens = 3;
-inline constexpr int kHeadTile = 1;
+// Heads that attention runs together, and vectors of components: 4 x 1 accumulators of two
+// registers are as many as there are FMAs under way.
+inline constexpr int kHeadTile = 4;
+inline constexpr int kHeadWide = 1;
 // gemm widens 16-bit weights as it reads them, for however many tokens.
 inline constexpr bool kWidenInRegisters = true;
 

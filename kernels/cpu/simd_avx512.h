@@ -12,8 +12,9 @@ using Bytes16 = std::uint8_t __attribute__((vector_size(16)));
 // Tile of gemm: 4 x 6 accumulators, 4 weights and one activation are 29 of 32 registers.
 inline constexpr int kTileRows = 4;
 inline constexpr int kTileTokens = 6;
-// Heads that attention runs together: 4 x 4 accumulators of 16 components.
+// Heads that attention runs together, and vectors of components: 4 x 4 accumulators.
 inline constexpr int kHeadTile = 4;
+inline constexpr int kHeadWide = 4;
 // gemm widens 16-bit weights as it reads them, for however many tokens.
 inline constexpr bool kWidenInRegisters = true;
 

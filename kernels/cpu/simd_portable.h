@@ -15,6 +15,7 @@ using Bytes16 = std::uint8_t __attribute__((vector_size(16)));
 inline constexpr int kTileRows = 2;
 inline constexpr int kTileTokens = 1;
 inline constexpr int kHeadTile = 1;
+inline constexpr int kHeadWide = 4;
 // One token a tile: widening a 16-bit weight for every token would cost more than converting a
 // panel.
 inline constexpr bool kWidenInRegisters = false;

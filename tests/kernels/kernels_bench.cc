@@ -206,6 +206,7 @@ void run(const KernelTable& table, const Context& context) {
   b.attention(DType::kF32, 1, 4096);
   b.attention(DType::kBF16, 1, 4096);
   b.attention(DType::kF32, 64, 1024);
+  b.attention(DType::kBF16, 256, 2048);
   b.swiglu();
   if (table.name != "reference") run_packed(table.name, context, b.weights);
 }

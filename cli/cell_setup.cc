@@ -125,6 +125,7 @@ PlanLimits plan_limits(const ClusterConfig& c) {
   limits.kv_dtype =
       c.cache.kv_dtype == KvDtype::kF32 ? kernels::DType::kF32 : kernels::DType::kBF16;
   limits.max_sequences = c.cache.max_sequences;
+  limits.snapshots = c.cache.snapshots();
   limits.max_step_tokens = c.scheduler.max_step_tokens;
   limits.all_gather = c.scheduler.exchange == ExchangeChoice::kAllGather;
   limits.kv_tokens = c.cache.kv_tokens;
@@ -261,6 +262,7 @@ SchedulerLimits CellSetup::scheduler_limits() const {
   limits.vocab_size = model.vocab_size;
   limits.exchange = config.scheduler.exchange;
   limits.prefix_cache = config.cache.prefix;
+  limits.snapshots = static_cast<std::uint32_t>(config.cache.snapshots());
   const auto conv = std::ranges::count(model.layers, LayerKind::kShortConv);
   limits.state_tokens = static_cast<std::uint32_t>(conv * (model.conv_l_cache - 1));
   const AsyncSteps async = config.scheduler.async;
@@ -281,6 +283,7 @@ WorkerOptions CellSetup::worker_options() const {
                     s.max_context_tokens,
                     s.blocks,
                     s.block_tokens,
+                    s.snapshots,
                     s.vocab_size,
                     /*token_of_slot=*/s.stages == 1};
   options.kv_dtype = plan_limits(config).kv_dtype;

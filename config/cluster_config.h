@@ -242,6 +242,13 @@ struct CacheSection {
   std::int32_t max_sequences = 32;
   std::int64_t max_context_tokens = 0;
   bool prefix = true;
+  std::int32_t state_snapshots = 0;
+
+  // What state_snapshots stands for.
+  std::int32_t snapshots() const {
+    if (!prefix) return 0;
+    return state_snapshots > 0 ? state_snapshots : 2 * max_sequences;
+  }
 
   template <class Self, class Visitor>
   static void fields(Self& s, Visitor&& v) {
@@ -278,6 +285,13 @@ struct CacheSection {
        "Whether a sequence goes on behind what its lane has computed of the same beginning: KV "
        "blocks stay until their room is needed. The tokens are the same either way."},
       s.prefix);
+    v({"state_snapshots",
+       "Positions of one lane at which cache.prefix keeps the state of the short convolutions, so "
+       "that a sequence goes on there at once; elsewhere the last tokens in front (60 of "
+       "LFM2-24B-A2B) run again. Each takes the memory of one sequence's state. 0: twice "
+       "cache.max_sequences.",
+       0, 65536},
+      s.state_snapshots);
   }
 };
 

@@ -12,7 +12,9 @@
 namespace millrace {
 
 Scheduler::Lane::Lane(const SchedulerLimits& limits)
-    : pool(limits.blocks, limits.block_tokens), cohort_size(limits.stages, 0) {
+    : pool(limits.blocks, limits.block_tokens),
+      snapshots(limits.prefix_cache && limits.state_tokens > 0 ? limits.snapshots : 0),
+      cohort_size(limits.stages, 0) {
   for (SlotId slot = limits.max_sequences; slot-- > 0;) free_slots.push_back(slot);
 }
 
@@ -125,6 +127,7 @@ void Scheduler::start_running(Sequence& sequence, std::uint32_t lane_index) {
   CHECK(sequence.unknown == 0, "sequence {} starts without its last token", sequence.request.id);
   Lane& lane = lanes_[lane_index];
   sequence.state = SequenceState::kRunning;
+  if (sequence.lane != lane_index) sequence.last_saved = {};  // names of another pool
   sequence.lane = lane_index;
   sequence.slot = lane.free_slots.back();
   lane.free_slots.pop_back();
@@ -142,6 +145,9 @@ void Scheduler::start_running(Sequence& sequence, std::uint32_t lane_index) {
 
 void Scheduler::stop_running(Sequence& sequence) {
   Lane& lane = lanes_[sequence.lane];
+  publish(sequence);
+  for (const PendingSave& save : sequence.saves) lane.snapshots.release(save.snapshot);
+  sequence.saves.clear();
   sequence.blocks.release(lane.pool, computed_tokens(sequence));
   lane.free_slots.push_back(sequence.slot);
   --lane.cohort_size[sequence.cohort];
@@ -162,7 +168,7 @@ void Scheduler::preempt(Sequence& sequence) {
 std::optional<std::uint32_t> Scheduler::pick_lane(const Sequence& sequence) const {
   struct Candidate {
     std::uint32_t lane;
-    std::uint32_t known_blocks;
+    std::uint32_t known_tokens;
     std::size_t running;
     std::uint32_t blocks_held;
   };
@@ -171,21 +177,21 @@ std::optional<std::uint32_t> Scheduler::pick_lane(const Sequence& sequence) cons
   for (std::uint32_t i = 0; i < limits_.lanes; ++i) {
     const Lane& lane = lanes_[i];
     if (lane.free_slots.empty()) continue;
-    const auto known = findable_in(lane, sequence);
+    const Skip skip = find_skip(lane, sequence, limits_.blocks);
     const auto held = std::ranges::count_if(
-        known, [&lane](const auto& entry) { return lane.pool.holders(entry.block) > 0; });
+        skip.found, [&lane](const auto& entry) { return lane.pool.holders(entry.block) > 0; });
     // One spare block per running sequence keeps a new arrival from being preempted straight away.
     const std::size_t wanted =
         blocks_for(sequence.size()) - static_cast<std::size_t>(held) + lane.running.size();
     if (lane.pool.available() < wanted) continue;
-    candidates.push_back({i, static_cast<std::uint32_t>(known.size()), lane.running.size(),
-                          lane.pool.capacity() - lane.pool.available()});
+    candidates.push_back(
+        {i, skip.begin, lane.running.size(), lane.pool.capacity() - lane.pool.available()});
     fewest = std::min(fewest, lane.running.size());
   }
   if (candidates.empty()) return std::nullopt;
   const std::size_t most = fewest + std::max<std::size_t>(1, limits_.max_sequences / 8);
   const auto rank = [most](const Candidate& c) {
-    const std::uint32_t known = c.running <= most ? c.known_blocks : 0;
+    const std::uint32_t known = c.running <= most ? c.known_tokens : 0;
     return std::tuple(-std::int64_t{known}, c.running, c.blocks_held);
   };
   return std::ranges::min_element(candidates, {}, rank)->lane;
@@ -246,6 +252,7 @@ bool Scheduler::add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& d
   Chunk chunk;
   chunk.new_blocks = sequence.blocks.take_news();
   chunk.cached = sequence.cached;
+  chunk.load = std::exchange(sequence.load, kNoSnapshot);
   if (!sequence.announced) {
     SequenceStart start{
         sequence.slot, sequence.request.sampling, sequence.request.prompt_tokens, {}};
@@ -279,6 +286,7 @@ bool Scheduler::add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& d
   sequence.scheduled += tokens;
   ++sequence.plans_in_flight;
   publish(sequence);
+  save_states(sequence, draft.plan.chunks.back());
   return true;
 }
 

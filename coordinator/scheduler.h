@@ -20,8 +20,10 @@
 // since each layer writes the KV of all its tokens before any of them looks back. So a sequence
 // goes on behind the longest beginning that its lane holds, at its first chunk or at any later one:
 // several that begin alike and arrive together divide the work of it. The state of the short
-// convolutions is not kept: the `state_tokens` tokens before are run again, over the cached KV and
-// without writing any, which rebuilds it exactly (worker/step.h).
+// convolutions is kept where another sequence is likely to go on: at the last block's end of a
+// prompt and of what is generated behind it, and where one has gone on. Elsewhere the
+// `state_tokens` tokens before are run again, over the cached KV and without writing any, which
+// rebuilds it exactly (worker/step.h).
 #pragma once
 
 #include <cstdint>
@@ -40,6 +42,7 @@
 #include "coordinator/block_pool.h"
 #include "coordinator/request.h"
 #include "coordinator/sequence.h"
+#include "coordinator/state_snapshots.h"
 #include "worker/step.h"
 
 namespace millrace {
@@ -58,6 +61,7 @@ struct SchedulerLimits {
   ExchangeChoice exchange = ExchangeChoice::kAuto;
   bool async = false;  // two plans in flight; with one stage only (CHECK)
   bool prefix_cache = false;
+  std::uint32_t snapshots = 0;  // of conv state per lane
   // How many tokens rebuild the state behind them: (L - 1) for each conv layer of the model.
   std::uint32_t state_tokens = 0;
   // What the workers' samplers have room for, where that is less than a request may ask for.
@@ -122,6 +126,7 @@ class Scheduler {
   struct Lane {
     explicit Lane(const SchedulerLimits& limits);
     BlockPool pool;
+    StateSnapshots snapshots;
     std::vector<SlotId> free_slots;
     std::vector<Sequence*> running;  // in order of admission
     std::vector<std::uint32_t> cohort_size;
@@ -132,6 +137,7 @@ class Scheduler {
     std::vector<PrefixIndex::Entry> found;  // behind its published blocks
     std::uint32_t begin = 0;                // goes on here,
     std::uint32_t cached = 0;               // and writes KV from here on
+    SnapshotId load = kNoSnapshot;          // of the state at `begin`
   };
 
   // One lane's part of a plan under construction.
@@ -156,10 +162,13 @@ class Scheduler {
   // The tokens of a sequence that it may find computed: not the last one, which is computed in any
   // case to draw from, and none while the log-probabilities of each are wanted.
   std::span<const std::int32_t> findable(const Sequence& sequence) const;
-  // What a sequence may find of these, if it is more than the state of its end needs.
-  std::vector<PrefixIndex::Entry> findable_in(const Lane& lane, const Sequence& sequence) const;
-  Skip find_skip(const Sequence& sequence, const LaneDraft& draft) const;
+  // Nothing is found where the sequence would go on no further than it is. At most `blocks`.
+  Skip find_skip(const Lane& lane, const Sequence& sequence, std::uint32_t blocks) const;
   void take(Sequence& sequence, const Skip& skip);
+  // Where the chunk, just drafted, is to leave the state for others.
+  void save_states(Sequence& sequence, Chunk& chunk);
+  void save_state(Sequence& sequence, std::uint32_t position, SaveReason reason, Chunk& chunk);
+  void bind_saves(Sequence& sequence);
   // Tokens that are in plans that have gone out or are about to.
   std::span<const std::int32_t> computed_tokens(const Sequence& sequence) const;
   void publish(Sequence& sequence);

@@ -1,6 +1,7 @@
 // One sequence as the scheduler sees it: its tokens, and how far they have been scheduled.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -10,6 +11,17 @@
 namespace millrace {
 
 enum class SequenceState : std::uint8_t { kWaiting, kRunning };
+
+// Why a plan saves conv state: a sequence has gone on there behind what others had computed, or its
+// prompt ends there, or what is generated.
+enum class SaveReason : std::uint8_t { kWentOn, kPrompt, kAnswer };
+
+// Conv state that a plan saves behind a sequence's first `blocks`, whose tokens are not all known.
+struct PendingSave {
+  SnapshotId snapshot = 0;
+  std::uint32_t blocks = 0;
+  SaveReason reason = SaveReason::kWentOn;
+};
 
 struct Sequence {
   explicit Sequence(std::uint32_t block_tokens) : blocks(block_tokens) {}
@@ -24,9 +36,12 @@ struct Sequence {
   SlotId slot = 0;
   std::uint32_t cohort = 0;
   SequenceBlocks blocks;
-  std::uint32_t scheduled = 0;  // tokens [0, scheduled) are in a plan that was issued
-  std::uint32_t cached = 0;     // KV of tokens [0, cached) comes from another sequence's plans
-  bool announced = false;       // its SequenceStart was issued
+  std::uint32_t scheduled = 0;    // tokens [0, scheduled) are in a plan that was issued
+  std::uint32_t cached = 0;       // KV of tokens [0, cached) comes from another sequence's plans
+  SnapshotId load = kNoSnapshot;  // state with which the next chunk goes on behind what it skips
+  bool announced = false;         // its SequenceStart was issued
+  std::vector<PendingSave> saves;
+  std::array<PrefixIndex::Node, 3> last_saved{};  // by reason
 
   bool planned = false;               // some plan has carried it
   std::uint32_t computed = 0;         // tokens that had been scheduled when it was last preempted

@@ -20,6 +20,9 @@ class SequenceBlocks {
   // The first ones, whole, which are in the pool's index or were when they were published.
   std::uint32_t published() const { return static_cast<std::uint32_t>(nodes_.size()); }
 
+  // What the first `blocks` of them hold, at least one.
+  BlockPool::Node node(std::uint32_t blocks) const { return nodes_[blocks - 1]; }
+
   // What the pool has of `tokens` behind the published blocks.
   std::vector<PrefixIndex::Entry> find(const BlockPool& pool,
                                        std::span<const std::int32_t> tokens) const;

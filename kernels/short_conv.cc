@@ -19,6 +19,12 @@ void check_short_conv(const ShortConvArgs& a) {
               s.slot >= 0 && s.slot < a.state.rows(),
           "segments[{}]: row_begin={} length={} slot={}; T={} slots={}", i, s.row_begin, s.length,
           s.slot, a.bcx.rows(), a.state.rows());
+    for (const ConvSave& save : s.saves) {
+      CHECK(save.slot < a.state.rows() &&
+                (save.slot < 0 || (save.length >= 1 && save.length <= s.length)),
+            "segments[{}] of {} rows: save behind {} rows in slot {} of {}", i, s.length,
+            save.length, save.slot, a.state.rows());
+    }
   }
 }
 

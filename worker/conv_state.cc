@@ -13,10 +13,14 @@ ConvState::ConvState(std::int64_t conv_layers, std::int64_t slots, std::int64_t 
   }
 }
 
-void ConvState::zero(SlotId slot) {
+void ConvState::move(const StateMove& move) {
   for (auto& layer : layers_) {
-    float* row = layer.row(slot);
-    std::fill(row, row + layer.cols(), 0.0F);
+    float* to = layer.row(move.slot);
+    if (move.from < 0) {
+      std::fill_n(to, layer.cols(), 0.0F);
+    } else {
+      std::copy_n(layer.row(move.from), layer.cols(), to);
+    }
   }
 }
 

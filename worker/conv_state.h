@@ -7,19 +7,20 @@
 
 #include "kernels/buffer.h"
 #include "kernels/tensor_view.h"
-#include "worker/step.h"
+#include "worker/step_batch.h"
 
 namespace millrace {
 
 class ConvState {
  public:
+  // `slots` with those of snapshots (StepBatch).
   ConvState(std::int64_t conv_layers, std::int64_t slots, std::int64_t taps, std::int64_t hidden);
 
   // [slots, L - 1, D] of the conv layer `index`, counted within this stage from 0.
   kernels::TensorView<float, 3> layer(std::size_t index) { return layers_[index]; }
 
-  // A sequence starts from zeros in every layer.
-  void zero(SlotId slot);
+  // In every layer.
+  void move(const StateMove& move);
 
  private:
   kernels::Buffer memory_;

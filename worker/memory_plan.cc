@@ -240,7 +240,8 @@ RankMemory plan_rank(const ModelConfig& c, const WeightFootprint& footprint,
   out.conv_bytes_per_slot = kF32Bytes * static_cast<std::uint64_t>(c.conv_l_cache - 1) *
                             static_cast<std::uint64_t>(c.hidden_size) *
                             static_cast<std::uint64_t>(out.conv_layers);
-  out.conv_bytes = out.conv_bytes_per_slot * static_cast<std::uint64_t>(limits.max_sequences);
+  out.conv_bytes = out.conv_bytes_per_slot * (static_cast<std::uint64_t>(limits.max_sequences) +
+                                              static_cast<std::uint64_t>(limits.snapshots));
   out.workspace_bytes = workspace_bytes(c, {.stages = static_cast<int>(ranges.size()),
                                             .lanes = static_cast<int>(experts.size()),
                                             .last_stage = stage + 1 == std::ssize(ranges),
@@ -259,9 +260,10 @@ Result<std::int64_t> blocks_that_fit(const std::vector<RankMemory>& ranks,
     if (limits.cache_bytes < rank.conv_bytes) {
       return Error{
           ErrorCode::kResourceExhausted, "cache.memory_bytes",
-          fmt::format("{} bytes are fewer than the {} of {} conv slots on stage {}; raise "
-                      "it or lower cache.max_sequences",
-                      limits.cache_bytes, rank.conv_bytes, limits.max_sequences, rank.stage)};
+          fmt::format("{} bytes are fewer than the {} of {} conv slots and {} snapshots on stage "
+                      "{}; raise it or lower cache.max_sequences or cache.state_snapshots",
+                      limits.cache_bytes, rank.conv_bytes, limits.max_sequences, limits.snapshots,
+                      rank.stage)};
     }
     if (rank.kv_bytes_per_block == 0) continue;
     blocks = std::min(blocks, (limits.cache_bytes - rank.conv_bytes) / rank.kv_bytes_per_block);

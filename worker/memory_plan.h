@@ -53,6 +53,7 @@ struct PlanLimits {
   std::int32_t block_tokens = 32;
   kernels::DType kv_dtype = kernels::DType::kBF16;  // or kF32
   std::int32_t max_sequences = 32;                  // conv slots of a lane
+  std::int32_t snapshots = 0;                       // of conv state, each as large as a slot
   std::int32_t max_step_tokens = 512;               // of a lane, in one step
   bool all_gather = false;                          // reserve for that exchange path as well
   // KV of one lane. With kv_tokens, that many (rounded down to whole blocks); else as many blocks
@@ -71,9 +72,9 @@ struct RankMemory {
   std::uint64_t weight_bytes = 0;         // mapped pages are shared by the ranks of a machine
   std::uint64_t packed_bytes = 0;         // of weight_bytes: in memory of the rank's own
   std::uint64_t kv_bytes_per_block = 0;   // all attention layers of the stage
-  std::uint64_t conv_bytes_per_slot = 0;  // f32, all conv layers of the stage
+  std::uint64_t conv_bytes_per_slot = 0;  // f32, all conv layers of the stage; on CPUs only
   std::uint64_t kv_bytes = 0;             // for kv_blocks of the plan
-  std::uint64_t conv_bytes = 0;           // for max_sequences slots
+  std::uint64_t conv_bytes = 0;           // for all slots and snapshots
   std::uint64_t workspace_bytes = 0;      // reserved; worker/workspace.h
 
   std::uint64_t total_bytes() const {

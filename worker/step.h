@@ -17,6 +17,11 @@ namespace millrace {
 using SlotId = std::uint32_t;
 using BlockId = std::uint32_t;
 
+// Names a place in which a lane keeps a copy of a slot's conv state, for later sequences that begin
+// as that one did.
+using SnapshotId = std::uint32_t;
+inline constexpr SnapshotId kNoSnapshot = ~SnapshotId{0};
+
 // Binds a slot to a new sequence: block table empty, conv state zero, sampling state from
 // `history`.
 struct SequenceStart {
@@ -35,17 +40,31 @@ struct SequenceStart {
 // is over, and what follows is not used.
 inline constexpr std::int32_t kTokenOfSlot = -2;
 
+// From this step on `snapshot` is the conv state behind the tokens before `position`, which is
+// above the chunk's own and at most its end. A step saves into a snapshot once. What other chunks
+// load from it is what it was before.
+struct StateSave {
+  SnapshotId snapshot = 0;
+  std::uint32_t position = 0;
+
+  bool operator==(const StateSave&) const = default;
+};
+inline constexpr std::size_t kMaxStateSaves = 2;
+
 // Consecutive tokens of one sequence in this step: a prefill chunk, or one decode token.
 //
 // A chunk that begins behind the end of the one before, somewhere in [0, cached], leaves out tokens
-// whose KV is there already. The slot's conv state is then that of other tokens and is not cleared:
-// a conv layer's state depends on its last L - 1 inputs, so that the tokens of positions below
-// `cached` put it right again, the k-th conv layer's after (L - 1) k of them, as long as they only
-// read KV. How many that takes is the coordinator's to know (SchedulerLimits::state_tokens).
+// whose KV is there already. It names a snapshot of the conv state at `position`, or none: then the
+// slot's is that of other tokens. A conv layer's state depends on its last L - 1 inputs, so that
+// the tokens of positions below `cached` put it right again, the k-th conv layer's after (L - 1) k
+// of them, as long as they only read KV. How many that takes is the coordinator's to know
+// (SchedulerLimits::state_tokens).
 struct Chunk {
   SlotId slot = 0;
   std::uint32_t position = 0;        // position of tokens[0] in the sequence
   std::uint32_t cached = 0;          // KV of positions below is in the blocks: it is not written
+  SnapshotId load = kNoSnapshot;     // becomes the slot's conv state before any layer runs
+  std::vector<StateSave> saves;      // at most kMaxStateSaves
   std::vector<std::int32_t> tokens;  // at least one
   // The last blocks of the slot's table, which from now on has room for these tokens and for those
   // cached, and no more. They follow the blocks that stay, and may stand in the place of some.

@@ -18,7 +18,8 @@ template <class... Args>
 
 }  // namespace
 
-StepBatch::StepBatch(const BatchLimits& limits) : limits_(limits), slots_(limits.max_sequences) {
+StepBatch::StepBatch(const BatchLimits& limits)
+    : limits_(limits), slots_(limits.max_sequences), saved_(limits.snapshots) {
   const std::uint32_t table =
       (limits.max_context_tokens + limits.block_tokens - 1) / limits.block_tokens;
   for (SlotState& slot : slots_) slot.blocks.reserve(table);
@@ -27,6 +28,7 @@ StepBatch::StepBatch(const BatchLimits& limits) : limits_(limits), slots_(limits
   logit_rows_.reserve(limits.max_tokens);
   tables_.reserve(limits.max_sequences);
   segments_.reserve(limits.max_sequences);
+  state_moves_.reserve(limits.max_sequences);
 }
 
 void StepBatch::load(const LanePlan& plan) {
@@ -35,11 +37,13 @@ void StepBatch::load(const LanePlan& plan) {
   logit_rows_.clear();
   tables_.clear();
   segments_.clear();
+  state_moves_.clear();
+  saved_.assign(saved_.size(), false);
   for (const SequenceStart& start : plan.starts) {
     if (start.slot >= limits_.max_sequences)
       bad_plan("slot {} of {}", start.slot, limits_.max_sequences);
     SlotState& slot = slots_[start.slot];
-    slot.bound = true;
+    slot.bound = slot.fresh = true;
     slot.length = 0;
     slot.drew = false;
     slot.drawn = kTokenOfSlot;
@@ -47,6 +51,7 @@ void StepBatch::load(const LanePlan& plan) {
   }
   for (const Chunk& chunk : plan.chunks) {
     check_chunk(chunk);
+    check_snapshots(chunk);
     load_chunk(chunk);
   }
 }
@@ -103,6 +108,29 @@ void StepBatch::check_chunk(const Chunk& chunk) const {
   }
 }
 
+static_assert(kMaxStateSaves == kernels::kConvSaves);
+
+void StepBatch::check_snapshots(const Chunk& chunk) {
+  if (chunk.load != kNoSnapshot && chunk.load >= limits_.snapshots) {
+    bad_plan("slot {} loads snapshot {} of {}", chunk.slot, chunk.load, limits_.snapshots);
+  }
+  if (chunk.saves.size() > kMaxStateSaves) {
+    bad_plan("slot {} saves its state {} times", chunk.slot, chunk.saves.size());
+  }
+  const std::size_t end = chunk.position + chunk.tokens.size();
+  for (const StateSave& save : chunk.saves) {
+    if (save.snapshot >= limits_.snapshots) {
+      bad_plan("slot {} saves snapshot {} of {}", chunk.slot, save.snapshot, limits_.snapshots);
+    }
+    if (saved_[save.snapshot]) bad_plan("snapshot {} is saved twice", save.snapshot);
+    saved_[save.snapshot] = true;
+    if (save.position <= chunk.position || save.position > end || save.position < chunk.cached) {
+      bad_plan("slot {} saves its state at {} in tokens {} to {}, cached to {}", chunk.slot,
+               save.position, chunk.position, end, chunk.cached);
+    }
+  }
+}
+
 void StepBatch::load_chunk(const Chunk& chunk) {
   SlotState& slot = slots_[chunk.slot];
   slot.blocks.resize(blocks_of(chunk) - chunk.new_blocks.size());
@@ -112,6 +140,16 @@ void StepBatch::load_chunk(const Chunk& chunk) {
   const auto sequence = static_cast<std::int32_t>(tables_.size());
   tables_.push_back(slot.blocks.data());
   segments_.push_back({row_begin, n, chunk.slot});
+  for (std::size_t i = 0; i < chunk.saves.size(); ++i) {
+    segments_.back().saves[i] = {chunk.saves[i].position - chunk.position,
+                                 std::int64_t{limits_.max_sequences} + chunk.saves[i].snapshot};
+  }
+  if (chunk.load != kNoSnapshot) {
+    state_moves_.push_back({chunk.slot, std::int64_t{limits_.max_sequences} + chunk.load});
+  } else if (slot.fresh) {
+    state_moves_.push_back({chunk.slot});
+  }
+  slot.fresh = false;
   for (std::uint32_t i = 0; i < n; ++i) {
     const std::uint32_t position = chunk.position + i;
     ids_.push_back(chunk.tokens[i] == kTokenOfSlot ? slot.drawn : chunk.tokens[i]);

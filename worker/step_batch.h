@@ -20,8 +20,16 @@ struct BatchLimits {
   std::uint32_t max_context_tokens = 0;
   std::uint32_t blocks = 0;
   std::uint32_t block_tokens = 0;
+  std::uint32_t snapshots = 0;  // of conv state
   std::int32_t vocab_size = 0;
   bool token_of_slot = false;  // whether kTokenOfSlot may stand for a token: with one stage
+};
+
+// The conv state that a slot starts this step with. Snapshots lie behind the slots: snapshot s has
+// the conv state of slot max_sequences + s.
+struct StateMove {
+  std::uint32_t slot = 0;
+  std::int64_t from = -1;  // a slot, or -1: zeros
 };
 
 // A row of the final hidden state whose logits are wanted.
@@ -55,11 +63,13 @@ class StepBatch {
   // [T], kernels::kNoKvSlot where it is there already
   std::span<const std::int64_t> kv_slots() const { return kv_slots_; }
   std::span<const kernels::ConvSegment> segments() const { return segments_; }  // [chunks]
+  std::span<const StateMove> state_moves() const { return state_moves_; }
   std::span<const LogitRow> logit_rows() const { return logit_rows_; }
 
  private:
   struct SlotState {
     bool bound = false;
+    bool fresh = false;        // no chunk yet
     std::uint32_t length = 0;  // positions fed so far
     bool drew = false;         // the chunk before this one, in this sequence
     std::int32_t drawn = kTokenOfSlot;
@@ -68,6 +78,7 @@ class StepBatch {
 
   void load_chunk(const Chunk& chunk);
   void check_chunk(const Chunk& chunk) const;
+  void check_snapshots(const Chunk& chunk);
   // How many blocks the slot has from this chunk on.
   std::size_t blocks_of(const Chunk& chunk) const;
 
@@ -77,6 +88,8 @@ class StepBatch {
   std::vector<const std::uint32_t*> tables_;
   std::vector<std::int64_t> kv_slots_;
   std::vector<kernels::ConvSegment> segments_;
+  std::vector<StateMove> state_moves_;
+  std::vector<bool> saved_;  // [snapshots], in this step
   std::vector<LogitRow> logit_rows_;
 };
 

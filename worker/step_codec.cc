@@ -12,6 +12,8 @@ using U32 = std::span<const std::uint32_t>;
 // Declared here because write_all() and read_all() find them by name, not by argument.
 void write(WireWriter& w, const SequenceStart& s);
 void read(WireReader& r, SequenceStart& s);
+void write(WireWriter& w, const StateSave& s);
+void read(WireReader& r, StateSave& s);
 void write(WireWriter& w, const Chunk& c);
 void read(WireReader& r, Chunk& c);
 void write(WireWriter& w, const LanePlan& l);
@@ -25,7 +27,8 @@ void read(WireReader& r, PromptLogprobs& p);
 
 // Least bytes of one element, for the count checks.
 constexpr std::size_t kStartBytes = 4 + 7 * 4 + 4 + 8 + 4 + 4 + 1 + 4 + 4;
-constexpr std::size_t kChunkBytes = 4 + 4 + 4 + 4 + 4 + 1 + 4;
+constexpr std::size_t kSaveBytes = 4 + 4;
+constexpr std::size_t kChunkBytes = 4 + 4 + 4 + 4 + 4 + 4 + 4 + 1 + 4;
 constexpr std::size_t kLaneBytes = 4 + 4;
 constexpr std::size_t kLogprobBytes = 8;
 constexpr std::size_t kSampledBytes = 4 + kLogprobBytes + 4;
@@ -60,10 +63,22 @@ void read(WireReader& r, SequenceStart& s) {
   r.list("start.history", s.history);
 }
 
+void write(WireWriter& w, const StateSave& s) {
+  w.u32(s.snapshot);
+  w.u32(s.position);
+}
+
+void read(WireReader& r, StateSave& s) {
+  s.snapshot = r.u32("save.snapshot");
+  s.position = r.u32("save.position");
+}
+
 void write(WireWriter& w, const Chunk& c) {
   w.u32(c.slot);
   w.u32(c.position);
   w.u32(c.cached);
+  w.u32(c.load);
+  write_all(w, c.saves);
   w.list(I32(c.tokens));
   w.list(U32(c.new_blocks));
   w.boolean(c.sample);
@@ -74,6 +89,8 @@ void read(WireReader& r, Chunk& c) {
   c.slot = r.u32("chunk.slot");
   c.position = r.u32("chunk.position");
   c.cached = r.u32("chunk.cached");
+  c.load = r.u32("chunk.load");
+  read_all(r, "chunk.saves", kSaveBytes, c.saves);
   r.list("chunk.tokens", c.tokens);
   r.list("chunk.new_blocks", c.new_blocks);
   c.sample = r.boolean("chunk.sample");

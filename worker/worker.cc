@@ -53,8 +53,8 @@ Worker::Worker(const WorkerOptions& options, const ModelConfig& model, const Mod
       batch_(options.limits),
       kv_(count_attention(weights), options.limits.blocks, options.limits.block_tokens,
           model.num_kv_heads, model.head_dim, options.kv_dtype),
-      conv_(count_conv(weights), options.limits.max_sequences, model.conv_l_cache,
-            model.hidden_size),
+      conv_(count_conv(weights), options.limits.max_sequences + options.limits.snapshots,
+            model.conv_l_cache, model.hidden_size),
       pipeline_(*comms.column, options.limits.max_tokens,
                 static_cast<std::size_t>(model.hidden_size)) {
   CHECK(options.kernels != nullptr && comms.position.has_value(),
@@ -112,9 +112,8 @@ void Worker::run() {
 }
 
 void Worker::start_sequences(const LanePlan& plan) {
+  if (!sampler_) return;
   for (const SequenceStart& start : plan.starts) {
-    conv_.zero(start.slot);
-    if (!sampler_) continue;
     if (Result<void> ok = sampler_->start(start); !ok) {
       throw std::runtime_error("step plan: " + ok.error().to_string());
     }
@@ -160,6 +159,7 @@ const StepResult& Worker::execute(const StepPlan& plan) {
   Stopwatch watch;
   batch_.load(plan.lanes[lane]);
   start_sequences(plan.lanes[lane]);
+  for (const StateMove& move : batch_.state_moves()) conv_.move(move);
   const bool any = batch_.tokens() > 0;
   if (any) take_input(plan);
 

@@ -38,11 +38,17 @@ void run_segment(const ShortConvArgs& a, const ConvSegment& segment, std::int64_
     }
   }
   // Ascending, so a column kept from the old state is read before it is overwritten.
-  for (std::int64_t j = 0; j < history; ++j) {
-    for (std::int64_t c = 0; c < n; c += kLanes) {
-      store_n(state + j * d + c, column(segment.length + j, c), n - c);
+  const auto leave = [&](std::int64_t length, float* to) __attribute__((always_inline)) {
+    for (std::int64_t j = 0; j < history; ++j) {
+      for (std::int64_t c = 0; c < n; c += kLanes) {
+        store_n(to + j * d + c, column(length + j, c), n - c);
+      }
     }
+  };
+  for (const ConvSave& save : segment.saves) {
+    if (save.slot >= 0) leave(save.length, a.state.row(save.slot) + c0);
   }
+  leave(segment.length, state);
 }
 
 }  // namespace

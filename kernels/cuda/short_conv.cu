@@ -87,12 +87,20 @@ __device__ __forceinline__ void conv_head(const Conv& a, const ConvChunk& chunk,
   for (int local = 0; local < history && local < chunk.length; ++local) {
     conv_row<kTaps>(a, chunk, taps, num_taps, local, c);
   }
-  __nv_bfloat16* state = a.state + std::int64_t{chunk.slot} * a.state_stride + c;
   // Ascending, so a column kept from the old state is read before it is overwritten.
-  for (int j = 0; j < history; ++j) {
-    const Vec8 s = s_column(a, chunk, num_taps, chunk.length - history + j, c);
-    store8(state + std::int64_t{j} * a.d, s);
+  const auto leave = [&](int length, int slot) {
+    __nv_bfloat16* state = a.state + std::int64_t{slot} * a.state_stride + c;
+    for (int j = 0; j < history; ++j) {
+      const Vec8 s = s_column(a, chunk, num_taps, length - history + j, c);
+      store8(state + std::int64_t{j} * a.d, s);
+    }
+  };
+#pragma unroll
+  for (std::size_t i = 0; i < kConvSaves; ++i) {
+    const ConvSave save = chunk.saves[i];
+    if (save.slot >= 0) leave(save.length, save.slot);
   }
+  leave(chunk.length, chunk.slot);
 }
 
 // kTaps 0: any L, with the taps read where they are used.
@@ -130,18 +138,20 @@ __global__ void __launch_bounds__(kThreads) short_conv_kernel(Conv a, int rows_p
   }
 }
 
-constexpr int kClearThreads = 256;
+constexpr int kMoveThreads = 256;
 
-// A block for each (slot, layer).
-__global__ void __launch_bounds__(kClearThreads)
-    clear_conv_state_kernel(__nv_bfloat16* state, std::int64_t layer_stride,
-                            std::int64_t slot_elements, const std::int32_t* slots) {
+// A block for each (move, layer).
+__global__ void __launch_bounds__(kMoveThreads)
+    move_conv_state_kernel(__nv_bfloat16* state, std::int64_t layer_stride,
+                           std::int64_t slot_elements, const ConvMove* moves) {
   await_previous_kernel();
-  const std::int32_t slot = slots[blockIdx.x];
-  if (slot < 0) return;
-  __nv_bfloat16* to = state + blockIdx.y * layer_stride + slot * slot_elements;
-  for (std::int64_t i = threadIdx.x * kVec; i < slot_elements; i += kClearThreads * kVec) {
-    *reinterpret_cast<uint4*>(to + i) = make_uint4(0, 0, 0, 0);
+  const ConvMove move = moves[blockIdx.x];
+  __nv_bfloat16* layer = state + blockIdx.y * layer_stride;
+  __nv_bfloat16* to = layer + move.slot * slot_elements;
+  const __nv_bfloat16* from = layer + move.from * slot_elements;
+  for (std::int64_t i = threadIdx.x * kVec; i < slot_elements; i += kMoveThreads * kVec) {
+    *reinterpret_cast<uint4*>(to + i) =
+        move.from < 0 ? make_uint4(0, 0, 0, 0) : *reinterpret_cast<const uint4*>(from + i);
   }
 }
 
@@ -183,13 +193,13 @@ void short_conv(StreamRef stream, const ShortConvArgs& a) {
   }
 }
 
-void clear_conv_state(StreamRef stream, const ClearConvStateArgs& a) {
+void move_conv_state(StreamRef stream, const MoveConvStateArgs& a) {
   CHECK(a.slot_elements % kVec == 0 && a.layer_stride % kVec == 0 && a.layers >= 0 && a.count >= 0,
         "layers={} stride {} slot {} count={}", a.layers, a.layer_stride, a.slot_elements, a.count);
   launch(
-      clear_conv_state_kernel,
-      {dim3(static_cast<unsigned>(a.count), static_cast<unsigned>(a.layers)), dim3(kClearThreads)},
-      stream, device_cast(a.state), a.layer_stride, a.slot_elements, a.slots);
+      move_conv_state_kernel,
+      {dim3(static_cast<unsigned>(a.count), static_cast<unsigned>(a.layers)), dim3(kMoveThreads)},
+      stream, device_cast(a.state), a.layer_stride, a.slot_elements, a.moves);
 }
 
 }  // namespace millrace::kernels::cuda

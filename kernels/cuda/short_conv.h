@@ -14,11 +14,16 @@
 
 namespace millrace::kernels::cuda {
 
-// Consecutive rows of one sequence in this step, as it lies in device memory.
+// As kernels::ConvSave and kernels::ConvSegment, as they lie in device memory.
+struct ConvSave {
+  std::int32_t length = 0;
+  std::int32_t slot = -1;
+};
 struct ConvChunk {
   std::int32_t row_begin = 0;
   std::int32_t length = 0;  // at least 1
   std::int32_t slot = -1;   // which state it continues; distinct, or -1: padding, rows become zeros
+  ConvSave saves[kConvSaves];
 };
 
 // All pointers are device memory, aligned to 16 bytes.
@@ -31,19 +36,25 @@ struct ShortConvArgs {
   MatrixView<BFloat16> out;                 // [T, D], not overlapping bcx
 };
 
-// Reads the state as the columns before a chunk and leaves the chunk's last L - 1 columns in it. D
-// is a multiple of 8.
+// Reads the state as the columns before a chunk and leaves the chunk's last L - 1 columns in it,
+// and its saves in theirs. D is a multiple of 8.
 void short_conv(StreamRef stream, const ShortConvArgs& args);
 
-// Sets the state of new sequences to zero, in all layers at once.
-struct ClearConvStateArgs {
+// The state that a slot starts with: another slot's, which no move of the call changes, or zeros.
+struct ConvMove {
+  std::int32_t slot = 0;
+  std::int32_t from = -1;  // -1: zeros
+};
+
+// Makes these moves, of distinct slots, in all layers at once.
+struct MoveConvStateArgs {
   BFloat16* state = nullptr;  // layer 0
   std::int64_t layers = 0;
-  std::int64_t layer_stride = 0;        // elements from layer to layer
-  std::int64_t slot_elements = 0;       // (L - 1) * D, a multiple of 8
-  const std::int32_t* slots = nullptr;  // [count], device; -1: nothing to do
+  std::int64_t layer_stride = 0;    // elements from layer to layer
+  std::int64_t slot_elements = 0;   // (L - 1) * D, a multiple of 8
+  const ConvMove* moves = nullptr;  // [count], device
   std::int64_t count = 0;
 };
-void clear_conv_state(StreamRef stream, const ClearConvStateArgs& args);
+void move_conv_state(StreamRef stream, const MoveConvStateArgs& args);
 
 }  // namespace millrace::kernels::cuda

@@ -25,9 +25,15 @@ void short_conv(const Context&, const ShortConvArgs& a) {
         }
         a.out.row(segment.row_begin + t)[c] = static_cast<float>(row[d + c] * sum);
       }
-      for (std::int64_t j = 0; j < taps - 1; ++j) {
-        state[j * d] = columns[static_cast<std::size_t>(segment.length + j)];
+      const auto leave = [&](std::int64_t length, float* to) {
+        for (std::int64_t j = 0; j < taps - 1; ++j) {
+          to[j * d] = columns[static_cast<std::size_t>(length + j)];
+        }
+      };
+      for (const ConvSave& save : segment.saves) {
+        if (save.slot >= 0) leave(save.length, a.state.row(save.slot) + c);
       }
+      leave(segment.length, state);
     }
   }
 }

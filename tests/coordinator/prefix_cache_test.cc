@@ -2,11 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <numeric>
 #include <random>
 
 #include "coordinator/block_pool.h"
 #include "coordinator/prefix_index.h"
+#include "coordinator/state_snapshots.h"
 #include "tests/support/scheduler_harness.h"
 
 namespace millrace {
@@ -120,6 +122,63 @@ TEST(BlockPool, WhatIsForgottenIsNotFoundAndFreeOnceGivenUp) {
   pool.release(std::vector{first});
   EXPECT_EQ(pool.available(), 3U);
   EXPECT_EQ(pool.idle(), 1U) << "the one behind it, which nobody finds";
+}
+
+TEST(StateSnapshots, AreFoundByStepsAfterTheOneThatSavesThem) {
+  StateSnapshots snapshots(2);
+  const auto a = snapshots.reserve(5);
+  ASSERT_TRUE(a);
+  EXPECT_FALSE(snapshots.holds(10));
+  snapshots.bind(*a, 10);
+  EXPECT_TRUE(snapshots.holds(10));
+  EXPECT_FALSE(snapshots.find(10, 5)) << "the step in which it is saved";
+  EXPECT_EQ(snapshots.find(10, 6), a);
+  EXPECT_FALSE(snapshots.find(11, 6));
+}
+
+TEST(StateSnapshots, WhatWasUsedLongestAgoMakesRoom) {
+  StateSnapshots snapshots(2);
+  const auto save = [&](std::uint64_t step, PrefixIndex::Node node) {
+    const auto snapshot = snapshots.reserve(step);
+    ASSERT_TRUE(snapshot) << step;
+    snapshots.bind(*snapshot, node);
+  };
+  save(1, 10);
+  save(2, 20);
+  snapshots.touch(*snapshots.find(10, 3));
+  save(3, 30);
+  EXPECT_TRUE(snapshots.holds(10));
+  EXPECT_FALSE(snapshots.holds(20));
+  snapshots.drop(30);
+  EXPECT_TRUE(snapshots.holds(30)) << "until its room is needed";
+  save(4, 40);
+  EXPECT_TRUE(snapshots.holds(10));
+  EXPECT_FALSE(snapshots.holds(30));
+}
+
+TEST(StateSnapshots, AStepSavesIntoEachOnce) {
+  StateSnapshots snapshots(2);
+  const auto a = snapshots.reserve(7);
+  const auto b = snapshots.reserve(7);
+  EXPECT_NE(a, b);
+  EXPECT_FALSE(snapshots.reserve(8)) << "both are reserved";
+  snapshots.release(*a);
+  snapshots.bind(*b, 10);
+  snapshots.drop(10);
+  EXPECT_FALSE(snapshots.reserve(7)) << "step 7 saves into both";
+  EXPECT_EQ(snapshots.reserve(8), b);
+  EXPECT_EQ(snapshots.reserve(8), a);
+  EXPECT_FALSE(StateSnapshots(0).reserve(1));
+}
+
+TEST(StateSnapshots, OneStateOfABeginningIsEnough) {
+  StateSnapshots snapshots(2);
+  const auto a = snapshots.reserve(1);
+  const auto b = snapshots.reserve(1);
+  snapshots.bind(*a, 10);
+  snapshots.bind(*b, 10);
+  EXPECT_EQ(snapshots.find(10, 2), a);
+  EXPECT_EQ(snapshots.reserve(2), b);
 }
 
 SchedulerLimits limits() {
@@ -312,6 +371,135 @@ TEST_F(PrefixCache, CanBeTurnedOff) {
   EXPECT_EQ(scheduler.status().prefix_queried_tokens, 0U);
 }
 
+SchedulerLimits with_snapshots(std::uint32_t count) {
+  SchedulerLimits l = limits();
+  l.snapshots = count;
+  return l;
+}
+
+class PrefixCacheWithStates : public PrefixCache {
+ protected:
+  PrefixCacheWithStates() : PrefixCache(with_snapshots(3)) {}
+};
+
+TEST_F(PrefixCacheWithStates, TheNextTurnFindsTheStateBehindTheAnswer) {
+  submit(request(1, count_up(100, 10), 20));
+  run();
+  EXPECT_EQ(harness.workers().states_saved(), 6U) << "at 8, 12, 16, 20, 24 and 28";
+  submit(request(2, count_up(100, 10) + expected[1] + count_up(500, 9), 1));
+  const StepPlan plan = *harness.scheduler.next_plan();
+  const Chunk& chunk = plan.lanes[0].chunks[0];
+  EXPECT_EQ(chunk.position, 28U);
+  EXPECT_EQ(chunk.cached, 28U);
+  EXPECT_NE(chunk.load, kNoSnapshot);
+  ASSERT_EQ(chunk.saves.size(), 1U);
+  EXPECT_EQ(chunk.saves[0].position, 36U) << "of 39 tokens";
+}
+
+// What is generated keeps one state, the last; that of the prompt's end stays beside it.
+TEST_F(PrefixCacheWithStates, AnotherAnswerToTheSamePromptFindsItsState) {
+  submit(request(1, count_up(100, 10), 40));
+  run();
+  submit(request(2, count_up(100, 10), 1));
+  run();
+  EXPECT_EQ(hits(), 8U);
+  EXPECT_EQ(harness.workers().states_loaded(), 1U);
+}
+
+// Nobody has saved where two prompts part until one went on there.
+TEST_F(PrefixCacheWithStates, WhereOneWentOnTheNextFindsTheState) {
+  submit(request(1, count_up(100, 16) + count_up(300, 9), 1));
+  run();
+  submit(request(2, count_up(100, 16) + count_up(400, 9), 1));
+  run();
+  EXPECT_EQ(hits(), 13U);
+  submit(request(3, count_up(100, 16) + count_up(500, 9), 1));
+  run();
+  EXPECT_EQ(hits(), 13U + 16U);
+  EXPECT_EQ(harness.workers().states_loaded(), 1U);
+}
+
+// The piece of the prompt in which its last whole block ends need not be the last piece.
+TEST_F(PrefixCacheWithStates, TheLastBlockOfAPromptMayEndInAnEarlierPlan) {
+  submit(request(1, count_up(100, 18), 1));
+  run();
+  submit(request(2, count_up(100, 18) + count_up(500, 9), 1));
+  run();
+  EXPECT_EQ(hits(), 16U) << "16 tokens, then 2";
+}
+
+// They go on behind each other's tokens plan by plan, and would leave a state at each.
+TEST(PrefixCacheStates, SequencesThatArriveTogetherLeaveFewStates) {
+  SchedulerHarness harness(with_snapshots(5));
+  const auto submit = [&](RequestId id, Tokens prompt) {
+    ASSERT_TRUE(harness.scheduler.submit(request(id, std::move(prompt), 1)).has_value());
+  };
+  submit(8, count_up(700, 9));
+  harness.run();
+  for (RequestId id = 1; id <= 2; ++id) {
+    submit(id, count_up(100, 110) + Tokens{static_cast<std::int32_t>(id)});
+  }
+  harness.run();
+  EXPECT_GT(harness.workers().states_saved(), 5U);
+  submit(9, count_up(700, 9));
+  harness.run();
+  EXPECT_EQ(harness.workers().states_loaded(), 1U) << "the first one's is still there";
+}
+
+// It goes on behind blocks whose first owner broke, so its own are not published either.
+TEST(PrefixCacheOfBroken, ASequenceThatPublishesNothingSavesNothing) {
+  Scheduler scheduler(with_snapshots(3));
+  const auto next = [&](RequestId id, Tokens prompt, std::uint32_t max_new) {
+    EXPECT_TRUE(scheduler.submit(request(id, std::move(prompt), max_new)).has_value());
+    return *scheduler.next_plan();
+  };
+  next(1, count_up(100, 16), 40);
+  ASSERT_TRUE(scheduler.on_result({1, 0, {{0, {5, 0}, {}}}, {}}).has_value());
+  ASSERT_EQ(next(2, count_up(100, 17), 40).lanes[0].chunks[1].cached, 16U);
+  ASSERT_TRUE(
+      scheduler.on_result({2, 0, {{0, {kNoToken, 0}, {}}, {1, {6, 0}, {}}}, {}}).has_value());
+  for (std::uint64_t step = 3; step < 20; ++step) {
+    const StepPlan plan = *scheduler.next_plan();
+    EXPECT_TRUE(plan.lanes[0].chunks[0].saves.empty()) << "step " << step;
+    ASSERT_TRUE(scheduler.on_result({step, 0, {{1, {6, 0}, {}}}, {}}).has_value());
+  }
+}
+
+// Further on by way of KV alone: the state at 8 is known, that at 16 is rebuilt from 13.
+TEST_F(PrefixCacheWithStates, AStateTooFarInFrontIsNotUsed) {
+  submit(request(1, count_up(100, 8), 1));
+  submit(request(2, count_up(100, 20) + count_up(300, 3), 1));
+  run();
+  const std::uint64_t before = hits();
+  submit(request(3, count_up(100, 16) + count_up(400, 3), 1));
+  run();
+  EXPECT_EQ(hits() - before, 13U);
+}
+
+TEST_F(PrefixCacheWithStates, LessThanRebuildingNeedsIsFoundWithAState) {
+  SchedulerLimits l = with_snapshots(3);
+  l.state_tokens = 60;
+  SchedulerHarness cells(l);
+  for (RequestId id = 1; id <= 2; ++id) {
+    ASSERT_TRUE(cells.scheduler.submit(request(id, count_up(100, 10), 1)).has_value());
+    cells.run();
+  }
+  EXPECT_EQ(cells.scheduler.status().prefix_hit_tokens, 8U);
+}
+
+TEST(PrefixCacheAsync, AStateIsFoundOnceItsTokensAreKnown) {
+  SchedulerLimits l = with_snapshots(3);
+  l.async = true;
+  SchedulerHarness harness(l);
+  const SequenceRequest first = request(1, count_up(100, 10), 20);
+  ASSERT_TRUE(harness.scheduler.submit(first).has_value());
+  harness.run();
+  const Tokens talk = count_up(100, 10) + expected_output(first, kVocab) + count_up(500, 9);
+  ASSERT_TRUE(harness.scheduler.submit(request(2, talk, 1)).has_value());
+  harness.run();
+  EXPECT_EQ(harness.scheduler.status().prefix_hit_tokens, 28U);
+}
+
 // A plan names at most as many blocks of others as it may have tokens.
 TEST_F(PrefixCache, ALongBeginningComesInSeveralPlans) {
   SchedulerLimits l = limits();
@@ -372,6 +560,7 @@ class PrefixCacheStorm : public ::testing::TestWithParam<Storm> {};
 
 TEST_P(PrefixCacheStorm, OutputsAreThoseOfColdRuns) {
   const Storm storm = GetParam();
+  std::map<std::uint32_t, std::uint64_t> loaded;  // by snapshots
   for (std::uint32_t seed = 0; seed < 20; ++seed) {
     SCOPED_TRACE(seed);
     SchedulerLimits l = limits();
@@ -381,6 +570,7 @@ TEST_P(PrefixCacheStorm, OutputsAreThoseOfColdRuns) {
     l.blocks = storm.blocks;
     l.prefill_chunk_tokens = storm.chunk;
     l.state_tokens = storm.state_tokens;
+    l.snapshots = std::array{0U, 1U, 5U, 64U}[seed % 4];
     l.max_context_tokens = 64;
     SchedulerHarness harness(l);
     if (storm.breaks) harness.break_some();
@@ -420,7 +610,12 @@ TEST_P(PrefixCacheStorm, OutputsAreThoseOfColdRuns) {
     EXPECT_EQ(status.kv_tokens_used, 0U);
     EXPECT_GT(status.prefix_hit_tokens, 0U);
     EXPECT_LE(status.prefix_hit_tokens, status.prefix_queried_tokens);
+    loaded[l.snapshots] += harness.workers().states_loaded();
   }
+  for (const std::uint32_t snapshots : {5, 64}) {
+    EXPECT_EQ(loaded[snapshots] > 0, storm.state_tokens > 0) << snapshots << " snapshots";
+  }
+  EXPECT_EQ(loaded[0], 0U);
 }
 
 INSTANTIATE_TEST_SUITE_P(

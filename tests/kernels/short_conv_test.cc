@@ -122,6 +122,34 @@ TEST_P(ShortConvTest, RaggedBatchEqualsEachSequenceAlone) {
   }
 }
 
+// A save is the state that the segment would leave if it ended there.
+TEST_P(ShortConvTest, SavesAreTheStatesOfShorterSegments) {
+  const std::int64_t d = 37;
+  const std::int64_t t = 9;
+  const auto bcx = random_values(t * 3 * d, 9);
+  for (const std::int64_t l : {2, 3, 6}) {
+    const std::int64_t row = (l - 1) * d;
+    Conv before(d, l, 4);
+    before.state = random_values(4 * row, 10);
+    for (std::int64_t cut = 1; cut <= t; ++cut) {
+      const std::int64_t other = 1 + cut * 5 % t;
+      Conv got = before;
+      const auto out = got.run(set(), bcx, {{0, t, 2, {ConvSave{cut, 3}, ConvSave{other, 0}}}});
+      Conv plain = before;
+      expect_same_bits(out, plain.run(set(), bcx, {{0, t, 2}}), "out");
+      for (const auto& [length, slot] : {std::pair(cut, 3), std::pair(other, 0)}) {
+        Conv shorter = before;
+        shorter.run(set(), {bcx.begin(), bcx.begin() + length * 3 * d}, {{0, length, 2}});
+        std::copy_n(shorter.state.begin() + 2 * row, row, plain.state.begin() + slot * row);
+      }
+      expect_same_bits(got.state, plain.state, "states, cut " + std::to_string(cut));
+      Conv want = before;
+      want.run(reference_table(), bcx, {{0, t, 2, {ConvSave{cut, 3}, ConvSave{other, 0}}}});
+      expect_same_bits(got.state, want.state, "the reference's");
+    }
+  }
+}
+
 TEST_P(ShortConvTest, ManyChannelsOnThreads) {
   const std::int64_t d = 1000;
   const auto bcx = random_values(5 * 3 * d, 7);

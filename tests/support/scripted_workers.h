@@ -1,7 +1,7 @@
 // Workers for tests of the coordinator: they keep what real ones keep (block tables, the KV in the
-// blocks), check that every plan is consistent with it, and "sample" a token that is a hash of the
-// whole sequence, which they only know from their blocks. So the tokens of a sequence are known
-// beforehand, whatever the scheduler does.
+// blocks, snapshots of state), check that every plan is consistent with it, and "sample" a token
+// that is a hash of the whole sequence, which they only know from their blocks. So the tokens of a
+// sequence are known beforehand, whatever the scheduler does.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -33,7 +33,7 @@ inline bool breaks(const std::vector<std::int32_t>& tokens) {
 class ScriptedWorkers {
  public:
   explicit ScriptedWorkers(const SchedulerLimits& limits)
-      : limits_(limits), slots_(limits.lanes), kv_(limits.lanes) {}
+      : limits_(limits), slots_(limits.lanes), kv_(limits.lanes), snapshots_(limits.lanes) {}
 
   // Executes a plan and returns the results of all lanes, in lane order.
   std::vector<StepResult> execute(const StepPlan& plan) {
@@ -50,6 +50,8 @@ class ScriptedWorkers {
   void break_some() { breaking_ = true; }
 
   std::uint64_t tokens_fed() const { return tokens_fed_; }
+  std::uint64_t states_loaded() const { return states_loaded_; }
+  std::uint64_t states_saved() const { return states_saved_; }
   std::uint64_t tokens_of_slots() const { return tokens_of_slots_; }  // kTokenOfSlot, of those
   std::uint32_t most_step_tokens() const { return most_step_tokens_; }
 
@@ -59,7 +61,8 @@ class ScriptedWorkers {
   struct Slot {
     std::vector<std::int32_t> tokens;
     std::vector<BlockId> blocks;
-    std::uint32_t state_begin = 0;  // rows before this one have not gone into the conv state
+    std::uint32_t state_begin = 0;     // rows before this one have not gone into the conv state
+    std::vector<std::int32_t> loaded;  // what this step's chunk takes from a snapshot
     bool bound = false;
     bool drew = false;  // the chunk before
     std::int32_t drawn = 0;
@@ -74,6 +77,19 @@ class ScriptedWorkers {
       Slot& slot = slots_[lane][start.slot];
       slot = Slot{};
       slot.bound = true;
+    }
+    for (const Chunk& chunk : work.chunks) {
+      if (chunk.load == kNoSnapshot) continue;
+      EXPECT_LT(chunk.load, limits_.snapshots);
+      slots_[lane][chunk.slot].loaded = snapshots_[lane][chunk.load];
+    }
+    std::set<SnapshotId> saved;
+    for (const Chunk& chunk : work.chunks) {
+      EXPECT_LE(chunk.saves.size(), kMaxStateSaves);
+      for (const StateSave& save : chunk.saves) {
+        EXPECT_LT(save.snapshot, limits_.snapshots);
+        EXPECT_TRUE(saved.insert(save.snapshot).second) << "saved twice in one plan";
+      }
     }
     std::set<SlotId> seen;
     std::uint32_t step_tokens = 0;
@@ -125,6 +141,12 @@ class ScriptedWorkers {
       slot.blocks.push_back(block);
     }
     read_skipped(chunk, lane, slot);
+    if (chunk.load != kNoSnapshot) {
+      EXPECT_EQ(slot.loaded, slot.tokens) << "the state of something else";
+      slot.state_begin = 0;
+      ++states_loaded_;
+    }
+    std::size_t saved = 0;
     for (const std::int32_t token : chunk.tokens) {
       if (token == kTokenOfSlot) {
         EXPECT_TRUE(limits_.async && slot.drew && chunk.tokens.size() == 1);
@@ -132,6 +154,14 @@ class ScriptedWorkers {
       }
       // Behind a token that could not be drawn any may come.
       slot.tokens.push_back(token == kTokenOfSlot ? std::max(slot.drawn, 0) : token);
+      for (const StateSave& save : chunk.saves) {
+        if (save.position != slot.tokens.size()) continue;
+        EXPECT_GE(save.position, chunk.cached);
+        EXPECT_TRUE(slot.state_begin == 0 ||
+                    save.position >= slot.state_begin + limits_.state_tokens);
+        snapshots_[lane][save.snapshot] = slot.tokens;
+        ++saved;
+      }
       const std::size_t position = slot.tokens.size() - 1;
       if (position < chunk.cached) continue;
       // The state before this token is right only when enough tokens have rebuilt it.
@@ -140,6 +170,8 @@ class ScriptedWorkers {
       }
       kv_at(lane, slot, position) = slot.tokens;
     }
+    EXPECT_EQ(saved, chunk.saves.size()) << "positions outside the chunk";
+    states_saved_ += saved;
     tokens_fed_ += chunk.tokens.size();
     // Whoever had a block before, or has it too, has not put anything else into it.
     for (std::size_t i = 0; i < slot.tokens.size(); ++i) {
@@ -170,9 +202,11 @@ class ScriptedWorkers {
   SchedulerLimits limits_;
   std::vector<std::map<SlotId, Slot>> slots_;
   std::vector<std::map<std::pair<BlockId, std::size_t>, Kv>> kv_;
+  std::vector<std::map<SnapshotId, Kv>> snapshots_;  // the tokens whose state each is
   bool breaking_ = false;
   std::uint64_t last_step_ = 0;
   std::uint64_t tokens_fed_ = 0;
+  std::uint64_t states_loaded_ = 0, states_saved_ = 0;
   std::uint64_t tokens_of_slots_ = 0;
   std::uint32_t most_step_tokens_ = 0;
 };

@@ -14,7 +14,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::ThrowsMessage;
 
-BatchLimits limits() { return {8, 3, 64, 10, 16, 100}; }
+BatchLimits limits() { return {8, 3, 64, 10, 16, 2, 100}; }
 
 LanePlan start(SlotId slot) {
   LanePlan plan;
@@ -139,6 +139,68 @@ TEST(StepBatch, AChunkMayBeginBehindWhatIsCached) {
   next.chunks[0].cached = 64;
   batch.load(next);
   EXPECT_EQ(batch.kv_slots()[1], kNone);
+}
+
+TEST(StepBatch, ASlotStartsWithZerosOrASnapshot) {
+  StepBatch batch(limits());
+  LanePlan plan = start(2);
+  plan.starts.push_back({0, {}, 1, {}});
+  plan.chunks = {chunk(2, 0, {1, 2}, {7}), chunk(0, 16, {3}, {3, 4})};
+  plan.chunks[1].cached = 16;
+  plan.chunks[1].load = 1;
+  batch.load(plan);
+  ASSERT_EQ(batch.state_moves().size(), 2U);
+  EXPECT_EQ(batch.state_moves()[0].slot, 2U);
+  EXPECT_EQ(batch.state_moves()[0].from, -1);
+  EXPECT_EQ(batch.state_moves()[1].slot, 0U);
+  EXPECT_EQ(batch.state_moves()[1].from, 3 + 1) << "behind three slots";
+  LanePlan next;
+  next.chunks = {chunk(2, 2, {3}), chunk(0, 17, {4})};
+  batch.load(next);
+  EXPECT_TRUE(batch.state_moves().empty());
+  next.chunks = {chunk(2, 48, {3}, {8, 9, 5})};
+  next.chunks[0].cached = 48;
+  next.chunks[0].load = 0;
+  batch.load(next);
+  ASSERT_EQ(batch.state_moves().size(), 1U);
+  EXPECT_EQ(batch.state_moves()[0].from, 3);
+}
+
+TEST(StepBatch, SavesGoBehindTheSlots) {
+  StepBatch batch(limits());
+  LanePlan plan = start(1);
+  plan.chunks = {chunk(1, 14, {1, 2, 3, 4, 5}, {7, 3})};
+  plan.chunks[0].cached = 16;
+  plan.chunks[0].saves = {{1, 16}, {0, 19}};
+  batch.load(plan);
+  const auto& saves = batch.segments()[0].saves;
+  EXPECT_EQ(saves[0].slot, 4);
+  EXPECT_EQ(saves[0].length, 2);
+  EXPECT_EQ(saves[1].slot, 3);
+  EXPECT_EQ(saves[1].length, 5);
+  LanePlan next;
+  next.chunks = {chunk(1, 19, {1})};
+  batch.load(next);
+  EXPECT_EQ(batch.segments()[0].saves[0].slot, -1);
+}
+
+TEST(StepBatch, SnapshotsThatContradictThePlanAreRefusedByName) {
+  const auto refused = [](SnapshotId load, std::vector<StateSave> saves, const char* words) {
+    StepBatch batch(limits());
+    LanePlan plan = start(1);
+    plan.chunks = {chunk(1, 14, {1, 2, 3, 4, 5}, {7, 3})};
+    plan.chunks[0].cached = 16;
+    plan.chunks[0].load = load;
+    plan.chunks[0].saves = std::move(saves);
+    EXPECT_THAT([&] { batch.load(plan); }, ThrowsMessage<std::runtime_error>(HasSubstr(words)));
+  };
+  refused(2, {}, "loads snapshot 2 of 2");
+  refused(0, {{2, 16}}, "saves snapshot 2 of 2");
+  refused(0, {{1, 17}, {1, 18}}, "snapshot 1 is saved twice");
+  refused(0, {{0, 16}, {1, 17}, {0, 18}}, "saves its state 3 times");
+  refused(0, {{0, 14}}, "saves its state at 14");
+  refused(0, {{0, 15}}, "saves its state at 15");
+  refused(0, {{0, 20}}, "saves its state at 20");
 }
 
 TEST(StepBatch, WhatIsSkippedMustBeCached) {

@@ -19,12 +19,14 @@ StepPlan sample_plan() {
                     .logprobs = 2,
                     .prompt_logprobs = true};
   lane.starts = {start, {.slot = 4}};
-  lane.chunks = {{.slot = 3,
-                  .position = 0,
-                  .tokens = {5, 6, 7},
-                  .new_blocks = {8, 9},
-                  .prompt_targets = {6, 7, -1}},
-                 {.slot = 1, .position = 100, .cached = 128, .tokens = {11}, .sample = true}};
+  lane.chunks = {
+      {.slot = 3,
+       .position = 0,
+       .saves = {{.snapshot = 4, .position = 2}, {.snapshot = 0, .position = 3}},
+       .tokens = {5, 6, 7},
+       .new_blocks = {8, 9},
+       .prompt_targets = {6, 7, -1}},
+      {.slot = 1, .position = 100, .cached = 128, .load = 6, .tokens = {11}, .sample = true}};
   plan.lanes = {lane, {}, lane};
   return plan;
 }

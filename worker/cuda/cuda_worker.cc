@@ -183,7 +183,7 @@ void CudaWorker::submit(const StepPlan& plan) {
   const auto begin = Clock::now();
   const LanePlan& mine = plan.lanes[lane];
   batch_.load(mine);
-  starter_.start(stream_, mine.starts, options_.step_deadline);
+  starter_.start(stream_, mine.starts, batch_.state_moves(), options_.step_deadline);
 
   int bucket = -1;
   StageStep step = plan_rows(plan, bucket);

@@ -24,6 +24,7 @@ BatchLimits limits_of(const ClusterConfig& c, const ModelConfig& model, std::int
       c.cache.max_context_tokens > 0 ? c.cache.max_context_tokens : model.max_position_embeddings);
   limits.blocks = static_cast<std::uint32_t>(blocks);
   limits.block_tokens = static_cast<std::uint32_t>(c.cache.block_tokens);
+  limits.snapshots = static_cast<std::uint32_t>(c.cache.snapshots());
   limits.vocab_size = model.vocab_size;
   return limits;
 }
@@ -41,7 +42,6 @@ RankMemory plan_rank(const DeviceShape& shape, int stage, int lane) {
   out.weight_bytes = device_weight_bytes(*shape.model, shape.shard, shape.weights);
   out.kv_bytes_per_block = static_cast<std::uint64_t>(kv_block_bytes(shape));
   out.conv_bytes = device_slot_bytes(shape);
-  out.conv_bytes_per_slot = out.conv_bytes / shape.limits.max_sequences;
   out.workspace_bytes = device_workspace_bytes(shape) + kDeviceReservedBytes;
   return out;
 }
@@ -51,11 +51,11 @@ Error does_not_fit(const RankMemory& rank, std::uint64_t budget, const ClusterCo
   return {ErrorCode::kResourceExhausted, "device.memory_fraction",
           fmt::format(
               "{:.2f} GiB of a device for stage {} lane {} do not hold weights {:.2f}, "
-              "workspace {:.2f}, {} slots {:.2f} and a KV block for each ({:.2f} GiB); use "
-              "fp8 weights, more lanes or stages, or lower scheduler.max_step_tokens or "
-              "cache.max_sequences",
+              "workspace {:.2f}, {} slots and {} snapshots {:.2f} and a KV block for each slot "
+              "({:.2f} GiB); use fp8 weights, more lanes or stages, or lower "
+              "scheduler.max_step_tokens, cache.max_sequences or cache.state_snapshots",
               gib(budget), rank.stage, rank.lane, gib(rank.weight_bytes), gib(rank.workspace_bytes),
-              c.cache.max_sequences, gib(rank.conv_bytes),
+              c.cache.max_sequences, c.cache.snapshots(), gib(rank.conv_bytes),
               gib(rank.kv_bytes_per_block * static_cast<std::uint64_t>(c.cache.max_sequences)))};
 }
 

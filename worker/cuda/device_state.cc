@@ -42,14 +42,15 @@ void lay_out_kv(ArenaCursor& cursor, const DeviceShape& shape, DeviceState& stat
 void lay_out_slots(ArenaCursor& cursor, const DeviceShape& shape, DeviceState& state) {
   const ModelConfig& m = *shape.model;
   const std::int64_t slots = shape.limits.max_sequences;
+  const std::int64_t states = slots + shape.limits.snapshots;
   const std::int64_t row = std::int64_t{m.conv_l_cache - 1} * m.hidden_size;
   const std::int64_t layers = count_layers(shape, LayerKind::kShortConv);
   state.conv.clear();
-  state.conv_layer_stride = slots * row;
+  state.conv_layer_stride = states * row;
   auto* conv = cursor.take<kernels::cuda::BFloat16>(layers * state.conv_layer_stride);
   for (std::int64_t i = 0; i < layers; ++i) {
     auto* data = cursor.measuring() ? nullptr : conv + i * state.conv_layer_stride;
-    state.conv.push_back({data, {slots, m.conv_l_cache - 1, m.hidden_size}, row});
+    state.conv.push_back({data, {states, m.conv_l_cache - 1, m.hidden_size}, row});
   }
   state.block_table_entries = slots * shape.blocks_per_sequence();
   state.block_tables = cursor.take<std::int32_t>(state.block_table_entries);

@@ -22,7 +22,7 @@ inline constexpr std::int32_t kMaxLogitBias = kMaxDeviceLogitBias;
 
 struct DeviceState {
   std::vector<kernels::cuda::KvPages> kv;  // by attention layer of the stage
-  // By conv layer of the stage: [slots, L - 1, D]. All layers lie behind each other.
+  // By conv layer of the stage: [slots + snapshots, L - 1, D]. All layers lie behind each other.
   std::vector<kernels::TensorView<kernels::cuda::BFloat16, 3>> conv;
   std::int64_t conv_layer_stride = 0;    // elements
   std::int32_t* block_tables = nullptr;  // [slots, blocks_per_sequence]

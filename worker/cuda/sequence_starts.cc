@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "kernels/cuda/short_conv.h"
-
 namespace millrace {
 
 namespace {
@@ -75,7 +73,7 @@ SequenceStarter::Block SequenceStarter::lay_out(ArenaCursor& cursor, const Devic
                                                 bool host) {
   const std::int64_t slots = shape.limits.max_sequences;
   Block block;
-  block.clear = cursor.take<std::int32_t>(slots);
+  block.moves = cursor.take<kernels::cuda::ConvMove>(slots);
   if (!shape.shard.last_stage) return block;
   if (host) {
     block.sampling = cursor.take<SlotSampling>(slots);
@@ -101,8 +99,8 @@ SequenceStarter::SequenceStarter(const DeviceShape& shape, const DeviceState& st
 }
 
 void SequenceStarter::start(kernels::cuda::StreamRef stream, std::span<const SequenceStart> starts,
-                            std::chrono::milliseconds deadline) {
-  if (starts.empty()) return;
+                            std::span<const StateMove> moves, std::chrono::milliseconds deadline) {
+  if (starts.empty() && moves.empty()) return;
   if (starts.size() > shape_.limits.max_sequences) {
     bad_start(fmt::format("{} starts for {} slots", starts.size(), shape_.limits.max_sequences));
   }
@@ -116,7 +114,7 @@ void SequenceStarter::start(kernels::cuda::StreamRef stream, std::span<const Seq
   deadline_ = deadline;
   if (used_) copied_.synchronize(deadline);
   used_ = true;
-  clear_conv(starts);
+  move_conv(moves);
   if (shape_.shard.last_stage) {
     for (std::size_t i = 0; i < starts.size(); ++i) {
       set_sampling(starts[i], i);
@@ -127,21 +125,22 @@ void SequenceStarter::start(kernels::cuda::StreamRef stream, std::span<const Seq
   copied_.record(stream);
 }
 
-void SequenceStarter::clear_conv(std::span<const SequenceStart> starts) {
-  if (state_.conv.empty()) return;
-  for (std::size_t i = 0; i < starts.size(); ++i) {
-    host_.clear[i] = static_cast<std::int32_t>(starts[i].slot);
-  }
-  kernels::cuda::copy_to_device(stream_, device_.clear, host_.clear,
-                                starts.size() * sizeof(std::int32_t));
-  kernels::cuda::ClearConvStateArgs args;
+void SequenceStarter::move_conv(std::span<const StateMove> moves) {
+  if (state_.conv.empty() || moves.empty()) return;
+  std::ranges::transform(moves, host_.moves, [](const StateMove& move) {
+    return kernels::cuda::ConvMove{static_cast<std::int32_t>(move.slot),
+                                   static_cast<std::int32_t>(move.from)};
+  });
+  kernels::cuda::copy_to_device(stream_, device_.moves, host_.moves,
+                                moves.size() * sizeof(kernels::cuda::ConvMove));
+  kernels::cuda::MoveConvStateArgs args;
   args.state = state_.conv.front().data;
   args.layers = static_cast<std::int64_t>(state_.conv.size());
   args.layer_stride = state_.conv_layer_stride;
   args.slot_elements = state_.conv.front().cols();
-  args.slots = device_.clear;
-  args.count = static_cast<std::int64_t>(starts.size());
-  kernels::cuda::clear_conv_state(stream_, args);
+  args.moves = device_.moves;
+  args.count = static_cast<std::int64_t>(moves.size());
+  kernels::cuda::move_conv_state(stream_, args);
 }
 
 void SequenceStarter::set_sampling(const SequenceStart& start, std::size_t index) {

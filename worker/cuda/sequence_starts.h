@@ -1,5 +1,5 @@
-// Sequences that begin in a step: conv state to zero, and on the last stage how they are sampled
-// and what their penalties have seen.
+// Sequences that begin in a step, or behind what is cached: their conv state, and on the last stage
+// how they are sampled and what their penalties have seen.
 #pragma once
 
 #include <chrono>
@@ -7,9 +7,10 @@
 #include <span>
 
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda/short_conv.h"
 #include "worker/cuda/device_shape.h"
 #include "worker/cuda/device_state.h"
-#include "worker/step.h"
+#include "worker/step_batch.h"
 
 namespace millrace {
 
@@ -19,14 +20,14 @@ class SequenceStarter {
 
   static std::size_t device_bytes(const DeviceShape& shape);
 
-  // In stream order. Slots are below max_sequences (StepBatch has checked). Throws
+  // In stream order. StepBatch has checked the slots, and made the moves. Throws
   // std::runtime_error for sampling parameters that no coordinator of ours sends, as it refuses
   // such requests: out of range, or beyond what the device's sampler has room for.
   void start(kernels::cuda::StreamRef stream, std::span<const SequenceStart> starts,
-             std::chrono::milliseconds deadline);
+             std::span<const StateMove> moves, std::chrono::milliseconds deadline);
 
  private:
-  void clear_conv(std::span<const SequenceStart> starts);
+  void move_conv(std::span<const StateMove> moves);
   void set_sampling(const SequenceStart& start, std::size_t index);
   void add_history(const SequenceStart& start);
   void flush_histories();
@@ -39,7 +40,7 @@ class SequenceStarter {
 
   // Host and device memory of one step's starts. Used again when `copied` says so.
   struct Block {
-    std::int32_t* clear = nullptr;                     // [slots]
+    kernels::cuda::ConvMove* moves = nullptr;          // [slots]
     kernels::cuda::SlotSampling* sampling = nullptr;   // [slots], host only
     kernels::cuda::LogitBias* bias = nullptr;          // [slots, kMaxLogitBias], host only
     kernels::cuda::HistoryStart* histories = nullptr;  // [slots]

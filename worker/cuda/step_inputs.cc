@@ -35,6 +35,10 @@ void fill_rows(const StepBatch& batch, const StepInputs& in) {
     const kernels::ConvSegment& s = segments[i];
     in.chunks[i] = {static_cast<std::int32_t>(s.row_begin), static_cast<std::int32_t>(s.length),
                     static_cast<std::int32_t>(s.slot)};
+    std::ranges::transform(s.saves, in.chunks[i].saves, [](const kernels::ConvSave& save) {
+      return kernels::cuda::ConvSave{static_cast<std::int32_t>(save.length),
+                                     static_cast<std::int32_t>(save.slot)};
+    });
     std::fill_n(in.slots + s.row_begin, s.length, static_cast<std::int32_t>(s.slot));
   }
   const auto rows = static_cast<std::size_t>(in.rows);

@@ -59,16 +59,22 @@ class Runner {
     const Sequence* sequence;
     std::int64_t begin, length;
     std::int32_t slot;  // -1: padding
+    ConvSave save{}, save2{};
   };
 
   void clear(const std::vector<std::int32_t>& slots) {
-    const DeviceArray<std::int32_t> list(slots);
-    clear_conv_state(default_stream(), {.state = state_.data(),
-                                        .layers = 1,
-                                        .layer_stride = 0,
-                                        .slot_elements = (m_.num_taps - 1) * m_.d,
-                                        .slots = list.data(),
-                                        .count = static_cast<std::int64_t>(slots.size())});
+    std::vector<ConvMove> moves;
+    for (const std::int32_t slot : slots) moves.push_back({slot, -1});
+    move(moves);
+  }
+  void move(const std::vector<ConvMove>& moves) {
+    const DeviceArray<ConvMove> list(moves);
+    move_conv_state(default_stream(), {.state = state_.data(),
+                                       .layers = 1,
+                                       .layer_stride = 0,
+                                       .slot_elements = (m_.num_taps - 1) * m_.d,
+                                       .moves = list.data(),
+                                       .count = static_cast<std::int64_t>(moves.size())});
   }
 
   // `padding` rows that belong to no chunk follow.
@@ -78,7 +84,9 @@ class Runner {
     std::vector<std::int32_t> sequences;
     for (const Part& p : parts) {
       chunks.push_back({static_cast<std::int32_t>(sequences.size()),
-                        static_cast<std::int32_t>(p.length), p.slot});
+                        static_cast<std::int32_t>(p.length),
+                        p.slot,
+                        {p.save2, p.save}});
       sequences.insert(sequences.end(), static_cast<std::size_t>(p.length),
                        static_cast<std::int32_t>(chunks.size()) - 1);
       const auto rows = rows_of(p.sequence->bcx, p.begin, p.length, 3 * m_.d);
@@ -174,8 +182,8 @@ TEST_P(CudaShortConvSizes, AnyChunkingGivesTheSameBits) {
   for (std::uint32_t i = 0; i < slot_of.size(); ++i) {
     sequences.push_back(make_sequence(m, 1 + static_cast<std::int64_t>(rng() % 40), i));
   }
-  Runner runner(m, 7);
-  runner.clear({4, -1, 0, 6, 2});
+  Runner runner(m, 9);
+  runner.clear({4, 0, 6, 2});
   std::vector<std::int64_t> done(sequences.size(), 0);
   const Sequence junk = make_sequence(m, 3, 99);
   for (int step = 0; step < 60; ++step) {
@@ -188,10 +196,21 @@ TEST_P(CudaShortConvSizes, AnyChunkingGivesTheSameBits) {
       parts.push_back({&sequences[i], done[i], length, slot_of[i]});
       done[i] += length;
     }
+    // Two of them leave a copy of their state somewhere inside.
+    std::vector<std::pair<std::int32_t, std::vector<float>>> saved;
+    for (std::size_t i = 0; i < std::min<std::size_t>(2, parts.size()); ++i) {
+      Runner::Part& part = parts[i];
+      const auto behind = 1 + static_cast<std::int64_t>(rng() % static_cast<unsigned>(part.length));
+      part.save = {static_cast<std::int32_t>(behind), static_cast<std::int32_t>(7 + i)};
+      saved.emplace_back(part.save.slot, last_columns(m, *part.sequence, part.begin + behind));
+    }
     if (rng() % 2 == 0) parts.push_back({&junk, 0, 1 + static_cast<std::int64_t>(rng() % 3), -1});
     std::shuffle(parts.begin(), parts.end(), rng);
     runner.step(parts, static_cast<std::int64_t>(rng() % 3), "step " + std::to_string(step));
     if (HasFatalFailure()) return;
+    for (const auto& [slot, state] : saved) {
+      expect_same_bits(runner.state(slot), state, "saved in step " + std::to_string(step));
+    }
     for (std::size_t i = 0; i < sequences.size(); ++i) {
       expect_same_bits(runner.state(slot_of[i]), last_columns(m, sequences[i], done[i]),
                        "state after step " + std::to_string(step));
@@ -221,21 +240,39 @@ TEST(CudaShortConvTest, LongPrefillAndDecodeAgree) {
   expect_same_bits(pieces.state(0), whole.state(0), "state");
 }
 
-TEST(CudaShortConvTest, ClearsListedSlotsOfAllLayers) {
+// A sequence goes on with the state that another one left half way.
+TEST(CudaShortConvTest, ASavedStateIsGoneOnWith) {
+  const Model m = make_model(40, 3);
+  const Sequence s = make_sequence(m, 30, 12);
+  Runner runner(m, 4);
+  runner.clear({0});
+  runner.step({{&s, 0, 25, 0, {16, 2}, {25, 3}}}, 0, "saves");
+  expect_same_bits(runner.state(3), last_columns(m, s, 25), "the other");
+  runner.move({{1, 2}});
+  runner.step({{&s, 16, 14, 1}}, 0, "goes on");
+  expect_same_bits(runner.state(1), last_columns(m, s, 30), "state");
+}
+
+TEST(CudaShortConvTest, MovesListedSlotsOfAllLayers) {
   const std::int64_t layers = 3, slots = 4, elements = 24;
   const std::int64_t stride = slots * elements + 8;
-  const DeviceArray<BFloat16> state(static_cast<std::size_t>(layers * stride), BFloat16{7});
-  const DeviceArray<std::int32_t> list({2, -1, 0});
-  clear_conv_state(default_stream(), {.state = state.data(),
-                                      .layers = layers,
-                                      .layer_stride = stride,
-                                      .slot_elements = elements,
-                                      .slots = list.data(),
-                                      .count = 3});
+  std::vector<BFloat16> before;
+  for (std::int64_t i = 0; i < layers * stride; ++i) {
+    before.push_back(BFloat16{static_cast<std::uint16_t>(1 + i)});
+  }
+  const DeviceArray<BFloat16> state(before);
+  const DeviceArray<ConvMove> list({{2, -1}, {0, 3}});
+  move_conv_state(default_stream(), {.state = state.data(),
+                                     .layers = layers,
+                                     .layer_stride = stride,
+                                     .slot_elements = elements,
+                                     .moves = list.data(),
+                                     .count = 2});
   const std::vector<BFloat16> got = state.read();
   for (std::int64_t i = 0; i < layers * stride; ++i) {
     const std::int64_t slot = i % stride / elements;
-    EXPECT_EQ(got[static_cast<std::size_t>(i)].bits, slot == 0 || slot == 2 ? 0 : 7) << i;
+    const std::int64_t want = slot == 2 ? 0 : 1 + (slot == 0 ? i + 3 * elements : i);
+    EXPECT_EQ(got[static_cast<std::size_t>(i)].bits, want) << i;
   }
 }
 

@@ -17,15 +17,10 @@ namespace {
 
 using testing::device_config;
 using testing::EngineHarness;
+using testing::kEmulated;
 using testing::Output;
 
 using Outputs = std::map<RequestId, Output>;
-
-#if defined(MILLRACE_CUDA_EMULATED)
-constexpr bool kEmulated = true;
-#else
-constexpr bool kEmulated = false;
-#endif
 
 std::string sample_model() { return testing::source_folder() + "/models/sample"; }
 
@@ -156,11 +151,13 @@ TEST(OnDeviceBatches, WhatIsFoundComputedChangesNoBit) {
     request.tokens.insert(request.tokens.begin(), beginning.begin(), beginning.end());
     request.prompt_tokens = static_cast<std::uint32_t>(request.tokens.size());
   }
-  Outputs expected;
-  {
-    EngineHarness engine(config);
-    for (const SequenceRequest& request : requests) expected.merge(engine.run({request}));
-  }
+  const auto cold = [&](const ClusterConfig& with) {
+    EngineHarness engine(with);
+    Outputs outputs;
+    for (const SequenceRequest& request : requests) outputs.merge(engine.run({request}));
+    return outputs;
+  };
+  Outputs expected = cold(config);
   config.cache.prefix = true;
   const auto same = [&](const char* what, const ClusterConfig& with) {
     EngineHarness engine(with);
@@ -175,6 +172,9 @@ TEST(OnDeviceBatches, WhatIsFoundComputedChangesNoBit) {
   ClusterConfig other = config;
   other.cache.kv_tokens = kEmulated ? 128 : 2048;
   same("preemptions", other);
+  other = config;
+  other.cache.state_snapshots = 1;
+  same("states rebuilt", other);
   if (kEmulated) return;
   other = config;
   other.device.graphs = false;
@@ -182,6 +182,24 @@ TEST(OnDeviceBatches, WhatIsFoundComputedChangesNoBit) {
   other = config;
   other.scheduler.prefill_chunk_tokens = 64;
   same("chunks of 64", other);
+}
+
+TEST(OnDeviceBatches, WhatIsFoundInFp8ChangesNoBitEither) {
+  ClusterConfig config = base_config();
+  config.cache.block_tokens = 16;
+  config.cache.kv_dtype = KvDtype::kFp8;
+  SequenceRequest request = random_request(1, 20);
+  while (request.tokens.size() < 40) request.tokens.push_back(99);
+  request.prompt_tokens = 40;
+  const auto run = [&](bool prefix) {
+    config.cache.prefix = prefix;
+    EngineHarness engine(config);
+    const Outputs first = engine.run({request});
+    EXPECT_EQ(engine.run({request}), first);
+    EXPECT_EQ(engine.cached_tokens(), prefix ? 32U : 0U);
+    return first;
+  };
+  EXPECT_EQ(run(true), run(false));
 }
 
 // All tiles, tables and workspaces at their real size: LFM2-8B-A1B's shape with random weights.

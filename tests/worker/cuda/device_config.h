@@ -7,6 +7,13 @@
 
 namespace millrace::testing {
 
+// Under the emulator, which takes long, tests do less.
+#if defined(MILLRACE_CUDA_EMULATED)
+inline constexpr bool kEmulated = true;
+#else
+inline constexpr bool kEmulated = false;
+#endif
+
 // All ranks share one device and exchange through host memory, so that any grid runs anywhere.
 inline ClusterConfig device_config(const std::string& model) {
   ClusterConfig config = test_config(model);

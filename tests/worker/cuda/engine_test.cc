@@ -17,6 +17,7 @@ using testing::device_checkpoint;
 using testing::device_config;
 using testing::device_requests;
 using testing::EngineHarness;
+using testing::kEmulated;
 using testing::Output;
 
 using Outputs = std::map<RequestId, Output>;
@@ -113,7 +114,11 @@ TEST_P(OnDevice, AnArrangementChangesNoBit) {
   ClusterConfig plain = base;
   plain.scheduler.async = AsyncSteps::kNever;
   const Outputs expected = run_one_by_one(plain, requests);
+  int arrangement = 0;
   const auto same = [&](const char* what, const std::function<void(ClusterConfig&)>& change) {
+    // What arranges them is the same for all; under the emulator, which takes long, one model goes
+    // through every arrangement.
+    if (kEmulated && GetParam() != "moe" && arrangement++ % 3 != 0) return;
     ClusterConfig config = base;
     change(config);
     const Outputs got = run(config, requests);

@@ -55,6 +55,15 @@ struct SendSlot {
 // rank that nobody has taken yet, `sends` the rank's own that may still be read by a receiver.
 // `events` counts deliveries and completions, so that a waiter cannot miss one.
 struct Mailbox {
+  // How many there are at once depends on who lags: room for more than workers ever have keeps
+  // their steps from the heap (contract C5).
+  static constexpr std::size_t kUsual = 64;
+  Mailbox() {
+    incoming.reserve(kUsual);
+    sends.reserve(kUsual);
+    free_sends.reserve(kUsual);
+  }
+
   std::mutex mutex;
   std::condition_variable changed;
   std::uint64_t events = 0;
@@ -106,7 +115,9 @@ class ThreadCommunicator final : public Communicator {
   ThreadCommunicator(std::shared_ptr<ThreadGroupState> group, int rank, CommOptions options)
       : Communicator(rank, group->size, options),
         group_(std::move(group)),
-        mine_(&group_->mailboxes[rank]) {}
+        mine_(&group_->mailboxes[rank]) {
+    recvs_.reserve(Mailbox::kUsual);
+  }
 
   std::string_view transport() const override { return "threads"; }
 

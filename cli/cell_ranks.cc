@@ -225,6 +225,7 @@ bool run_coordinator_rank(const CellSetup& setup, parallel::Communicator& world,
   Cell::Options options;
   options.limits = setup.scheduler_limits();
   options.step_deadline = milliseconds(setup.config.deadlines.step_ms);
+  options.max_gap = milliseconds(setup.config.scheduler.max_gap_ms);
   Cell cell(options, link, hooks.cell);
   for (const auto& [name, seconds] : hooks.start_phases) {
     cell.note_start_phase(name, std::chrono::duration<float>(seconds));

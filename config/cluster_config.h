@@ -301,6 +301,7 @@ struct SchedulerSection {
   ExchangeChoice exchange = ExchangeChoice::kAuto;
   std::int32_t max_waiting = 1024;
   AsyncSteps async = AsyncSteps::kAuto;
+  std::int64_t max_gap_ms = 2'000;
 
   template <class Self, class Visitor>
   static void fields(Self& s, Visitor&& v) {
@@ -329,6 +330,12 @@ struct SchedulerSection {
        "1. always: on the CPU as well. The stages of a pipeline work on steps of different "
        "sequences instead."},
       s.async);
+    v({"max_gap_ms",
+       "Longest wait for the next token of an answer that prompts of others shall cause: while "
+       "answers run, a step takes no more prompt tokens than steps have been measured to have time "
+       "for (16 at least). Prompts then take longer. 0: no limit but prefill_chunk_tokens.",
+       0, kMaxWaitMs},
+      s.max_gap_ms);
   }
 };
 

@@ -36,6 +36,7 @@ Cell::Cell(const Options& options, WorkerLink& link, CellCallbacks callbacks)
       link_(link),
       callbacks_(std::move(callbacks)),
       scheduler_(options.limits),
+      pacer_(options.max_gap, options.limits.max_step_tokens),
       last_progress_(Clock::now()) {}
 
 void Cell::stop() {
@@ -166,9 +167,15 @@ void Cell::send_plans() {
 }
 
 void Cell::send(const StepPlan& plan) {
-  Sent sent{plan.step, Clock::now(), 0};
+  Sent sent{plan.step, Clock::now()};
   for (const LanePlan& lane : plan.lanes) {
-    for (const Chunk& chunk : lane.chunks) sent.tokens += chunk.tokens.size();
+    std::uint32_t prompt_tokens = 0;
+    for (const Chunk& chunk : lane.chunks) {
+      sent.tokens += chunk.tokens.size();
+      const auto tokens = static_cast<std::uint32_t>(chunk.tokens.size());
+      if (tokens > 1 || !chunk.sample) prompt_tokens += tokens;
+    }
+    sent.prompt_tokens = std::max(sent.prompt_tokens, prompt_tokens);
   }
   if (sent.tokens > 0) telemetry_.note_sent(sent.when);
   sent_.push_back(sent);
@@ -184,6 +191,8 @@ void Cell::plan_finished(std::uint64_t step) {
   const auto it = std::ranges::find(sent_, step, &Sent::step);
   const auto now = Clock::now();
   if (it->tokens > 0) telemetry_.note_finished(begin_of(*it), now, it->tokens);
+  pacer_.note(it->prompt_tokens, now - begin_of(*it));
+  scheduler_.limit_prefill(pacer_.tokens());
   last_finished_ = now;
   sent_.erase(it);
 }

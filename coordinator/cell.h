@@ -16,6 +16,7 @@
 #include <variant>
 #include <vector>
 
+#include "coordinator/prefill_pacer.h"
 #include "coordinator/request.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/telemetry.h"
@@ -42,6 +43,8 @@ class Cell {
     // noticed before a request meets it.
     std::chrono::milliseconds probe_interval{5'000};
     std::size_t mailbox_limit = 65'536;  // messages not yet taken by the scheduler
+    // Longest wait of a decoding sequence for a step that takes prompts of others; 0: any.
+    std::chrono::milliseconds max_gap{0};
   };
 
   // `link` must outlive the cell.
@@ -82,6 +85,7 @@ class Cell {
     std::uint64_t step = 0;
     std::chrono::steady_clock::time_point when;
     std::uint64_t tokens = 0;
+    std::uint32_t prompt_tokens = 0;  // of the lane that has most of them
   };
 
   void serve();
@@ -101,6 +105,7 @@ class Cell {
   WorkerLink& link_;
   const CellCallbacks callbacks_;
   Scheduler scheduler_;
+  PrefillPacer pacer_;
   // Submitted and not yet finished, to end them at shutdown; with the time of a sequence's first
   // plan, until an event has told it.
   std::unordered_map<RequestId, std::optional<std::chrono::steady_clock::time_point>> live_;

@@ -301,7 +301,14 @@ bool Scheduler::may_decode(const Sequence& sequence) const {
   return limits_.async && !full(sequence, sequence.length());
 }
 
-Scheduler::LaneDraft Scheduler::draft_lane(std::uint32_t lane_index, std::uint32_t cohort) {
+bool Scheduler::any_decodes() const {
+  return std::ranges::any_of(lanes_, [](const Lane& lane) {
+    return std::ranges::any_of(lane.running, [](const Sequence* s) { return s->decoding(); });
+  });
+}
+
+Scheduler::LaneDraft Scheduler::draft_lane(std::uint32_t lane_index, std::uint32_t cohort,
+                                           std::uint32_t prefill_tokens) {
   LaneDraft draft;
   Lane& lane = lanes_[lane_index];
   const std::vector<Sequence*> running = lane.running;  // preemption changes the original
@@ -314,8 +321,10 @@ Scheduler::LaneDraft Scheduler::draft_lane(std::uint32_t lane_index, std::uint32
   }
   for (Sequence* s : running) {
     if (!still_running(s) || s->decoding() || s->scheduled >= s->size()) continue;
-    if (draft.tokens == limits_.max_step_tokens) break;
-    add_prefill_chunk(*s, draft);  // or it waits for older ones to finish
+    const std::uint32_t room =
+        std::min(limits_.max_step_tokens - draft.tokens, prefill_tokens - draft.prefill_tokens);
+    if (room == 0) break;
+    add_prefill_chunk(*s, room, draft);  // or it waits for older ones to finish
   }
   return draft;
 }
@@ -328,13 +337,14 @@ bool Scheduler::cohort_in_flight(std::uint32_t cohort) const {
 std::optional<StepPlan> Scheduler::next_plan() {
   if (in_flight_.size() >= (limits_.async ? 2 : limits_.stages)) return std::nullopt;
   admit_waiting();
+  const std::uint32_t prefill_tokens = any_decodes() ? prefill_limit_ : limits_.max_step_tokens;
   for (std::uint32_t i = 0; i < limits_.stages; ++i) {
     const std::uint32_t cohort = (next_cohort_ + i) % limits_.stages;
     if (!limits_.async && cohort_in_flight(cohort)) continue;
     std::vector<LaneDraft> drafts;
     std::uint32_t tokens = 0;
     for (std::uint32_t lane = 0; lane < limits_.lanes; ++lane) {
-      drafts.push_back(draft_lane(lane, cohort));
+      drafts.push_back(draft_lane(lane, cohort, prefill_tokens));
       tokens += drafts.back().tokens;
     }
     if (tokens > 0) return issue(cohort, std::move(drafts));
@@ -356,7 +366,7 @@ StepPlan Scheduler::issue(std::uint32_t cohort, std::vector<LaneDraft> drafts) {
   bool prefill = false;
   for (LaneDraft& draft : drafts) {
     most = std::max(most, draft.tokens);
-    prefill = prefill || draft.prefill;
+    prefill = prefill || draft.prefill_tokens > 0;
     issued.by_slot.emplace_back();
     for (std::size_t i = 0; i < draft.issued.size(); ++i) {
       issued.by_slot.back().emplace(draft.plan.chunks[i].slot, draft.issued[i]);

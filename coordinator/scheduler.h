@@ -88,6 +88,10 @@ class Scheduler {
   // when asynchronous).
   std::optional<StepPlan> next_plan();
 
+  // While sequences decode, in whatever lane, no lane takes more prompt tokens than this into a
+  // plan.
+  void limit_prefill(std::uint32_t tokens) { prefill_limit_ = tokens; }
+
   // A plan without tokens, which every worker executes and answers like any other: shows that all
   // of them still do. Only while no plan is in flight (CHECK).
   StepPlan probe_plan();
@@ -145,8 +149,8 @@ class Scheduler {
     LanePlan plan;
     std::vector<IssuedChunk> issued;
     std::uint32_t tokens = 0;
+    std::uint32_t prefill_tokens = 0;  // of these
     std::uint32_t adopted_blocks = 0;
-    bool prefill = false;
   };
 
   Result<void> check(const SequenceRequest& request) const;
@@ -178,9 +182,11 @@ class Scheduler {
   void preempt(Sequence& sequence);
   void erase(Sequence& sequence);
 
-  LaneDraft draft_lane(std::uint32_t lane, std::uint32_t cohort);
+  bool any_decodes() const;
+  LaneDraft draft_lane(std::uint32_t lane, std::uint32_t cohort, std::uint32_t prefill_tokens);
   bool add_chunk(Sequence& sequence, std::uint32_t tokens, LaneDraft& draft);
-  bool add_prefill_chunk(Sequence& sequence, LaneDraft& draft);
+  // Of at most `most` tokens.
+  bool add_prefill_chunk(Sequence& sequence, std::uint32_t most, LaneDraft& draft);
   bool make_room(Sequence& sequence, std::uint32_t blocks, const LaneDraft& draft);
   std::vector<std::int32_t> prompt_targets(const Sequence& sequence, std::uint32_t tokens) const;
   StepPlan issue(std::uint32_t cohort, std::vector<LaneDraft> drafts);
@@ -199,6 +205,7 @@ class Scheduler {
   std::uint32_t next_cohort_ = 0;
   std::uint64_t arrivals_ = 0;
   std::vector<RequestId> first_planned_;
+  std::uint32_t prefill_limit_ = std::numeric_limits<std::uint32_t>::max();
 
   std::uint64_t steps_finished_ = 0;
   std::uint64_t preemptions_ = 0;

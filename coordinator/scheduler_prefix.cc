@@ -108,14 +108,13 @@ void Scheduler::forget(Sequence& sequence) {
 }
 
 // All or nothing: a sequence that finds no room holds no more than before.
-bool Scheduler::add_prefill_chunk(Sequence& sequence, LaneDraft& draft) {
+bool Scheduler::add_prefill_chunk(Sequence& sequence, std::uint32_t most, LaneDraft& draft) {
   BlockPool& pool = lanes_[sequence.lane].pool;
   // What a plan says of blocks stays in proportion to its tokens; the rest comes with the next one.
   const Skip skip =
       find_skip(lanes_[sequence.lane], sequence, limits_.max_step_tokens - draft.adopted_blocks);
   const std::uint32_t tokens =
-      std::min({limits_.max_step_tokens - draft.tokens, limits_.prefill_chunk_tokens,
-                sequence.size() - skip.begin});
+      std::min({most, limits_.prefill_chunk_tokens, sequence.size() - skip.begin});
   if (!skip.found.empty()) {
     std::vector<BlockId> held;
     for (const PrefixIndex::Entry& entry : skip.found) {
@@ -135,7 +134,7 @@ bool Scheduler::add_prefill_chunk(Sequence& sequence, LaneDraft& draft) {
   } else if (!add_chunk(sequence, tokens, draft)) {
     return false;
   }
-  draft.prefill = true;
+  draft.prefill_tokens += tokens;
   prompt_tokens_ += tokens;
   return true;
 }

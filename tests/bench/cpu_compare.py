@@ -60,7 +60,7 @@ def millrace(args) -> dict:
                "--set", f"grid.threads_per_rank={args.threads}",
                "--set", "cache.max_sequences=32", "--set", "cache.max_context_tokens=4096",
                "--set", "cache.prefix=false",  # which would keep what no run here asks for again
-               "--set", f"scheduler.prefill_chunk_tokens={args.chunk}",
+               "--set", f"scheduler.prefill_chunk_tokens={args.chunk}", "--set", "scheduler.max_gap_ms=0",
                "--set", f"scheduler.max_step_tokens={args.chunk}"]
     warm(args.packed or args.model)
     ran = run(command)

@@ -72,6 +72,14 @@ def peak_memory_mib(root: int) -> dict[str, float]:
     return peak
 
 
+def ready_url(serve: subprocess.Popen) -> str:
+    """Where `millrace serve`, its standard output a text pipe, serves, once it does."""
+    for line in serve.stdout:
+        if found := re.search(r"serves \S+ at (http://\S+)", line):
+            return found.group(1)
+    raise SystemExit("serve ended before it was ready")
+
+
 def once(binary: str, model: str, extra: list[str], load: list[str], concurrencies: list[int]) -> dict:
     """(case suffix, metric) -> (value, unit) of one start."""
     begin = time.monotonic()
@@ -81,16 +89,11 @@ def once(binary: str, model: str, extra: list[str], load: list[str], concurrenci
                              stderr=subprocess.DEVNULL, text=True)
     figures = {}
     try:
-        for line in serve.stdout:
-            found = re.search(r"serves \S+ at (http://\S+)", line)
-            if found:
-                break
-        else:
-            raise SystemExit("serve ended before it was ready")
+        url = ready_url(serve)
         figures["", "start_to_ready"] = (time.monotonic() - begin, "s")
         for concurrency in concurrencies:
             with tempfile.NamedTemporaryFile(suffix=".json") as file:
-                subprocess.run([binary, "bench", "--url", found.group(1), *load, "--concurrency", str(concurrency),
+                subprocess.run([binary, "bench", "--url", url, *load, "--concurrency", str(concurrency),
                                 "--num-prompts", str(max(8, 4 * concurrency)), "--output", file.name],
                                check=True, stdout=subprocess.DEVNULL)
                 report = json.load(open(file.name, encoding="utf-8"))

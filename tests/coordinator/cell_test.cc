@@ -256,6 +256,46 @@ TEST(Cell, TheFirstEventTellsHowLongAgoTheFirstStepWas) {
   EXPECT_LE(std::chrono::microseconds(events[2][0].first.since_scheduled_us), since_the_first);
 }
 
+// Answers each plan after a millisecond for each of its tokens.
+class LinearLink final : public ScriptedLink {
+ public:
+  using ScriptedLink::ScriptedLink;
+  void send(const StepPlan& plan) override {
+    if (plan.shutdown) return ScriptedLink::send(plan);
+    std::size_t tokens = 0;
+    bool decodes = false;
+    for (const Chunk& chunk : plan.lanes[0].chunks) {
+      tokens += chunk.tokens.size();
+      decodes = decodes || (chunk.tokens.size() == 1 && chunk.sample);
+    }
+    if (decodes) longest_beside_decodes = std::max(longest_beside_decodes, tokens);
+    longest = std::max(longest, tokens);
+    std::this_thread::sleep_for(std::chrono::milliseconds(tokens));
+    ScriptedLink::send(plan);
+  }
+  std::size_t longest = 0, longest_beside_decodes = 0;
+};
+
+// The first prompt, on its own, is as fast as can be and teaches how long prompts take.
+TEST(Cell, PromptsOfOthersDoNotHoldUpTokensForLong) {
+  Cell::Options o = options();
+  o.limits.stages = o.limits.lanes = 1;
+  o.step_deadline = 20s;
+  o.max_gap = 40ms;
+  LinearLink link(o.limits);
+  Collected got;
+  {
+    RunningCell running(o, link, got.callbacks());
+    ASSERT_TRUE(running.cell.submit(make_request(1, 200, 100, kCellVocab)));
+    EXPECT_TRUE(got.wait([&] { return got.output[1].size() > 2; }));
+    ASSERT_TRUE(running.cell.submit(make_request(2, 600, 1, kCellVocab)));
+    EXPECT_TRUE(got.wait([&] { return got.last.size() == 2; }));
+  }
+  EXPECT_EQ(link.longest, 200U);
+  EXPECT_LE(link.longest_beside_decodes, 41U);
+  EXPECT_GE(link.longest_beside_decodes, 17U);
+}
+
 // Two plans in flight: the second is sent with the first, but its time begins when that one ends.
 TEST(Cell, AStepBeginsWhenTheOneBeforeHasEnded) {
   Cell::Options o = options();

@@ -39,6 +39,44 @@ SchedulerLimits async_limits() {
   return limits;
 }
 
+// Prompts take what the limit leaves them while somebody decodes, in any lane, and else all there
+// is.
+TEST(Scheduler, PrefillIsLimitedWhileSequencesDecode) {
+  SchedulerLimits limits = small_limits();
+  limits.stages = 1;
+  Scheduler scheduler(limits);
+  scheduler.limit_prefill(5);
+  const auto next = [&] {
+    const StepPlan plan = *scheduler.next_plan();
+    for (std::uint32_t lane = 0; lane < 2; ++lane) {
+      StepResult result{plan.step, lane, {}, {}};
+      for (const Chunk& chunk : plan.lanes[lane].chunks) {
+        if (chunk.sample) result.sampled.push_back({chunk.slot, {7, 0}, {}});
+      }
+      EXPECT_TRUE(scheduler.on_result(result).has_value());
+    }
+    return plan;
+  };
+  ASSERT_TRUE(scheduler.submit(make_request(1, 16, 3, kVocab)).has_value());
+  EXPECT_EQ(next().lanes[0].chunks[0].tokens.size(), 16U) << "nobody decodes yet";
+  for (const RequestId id : {2U, 3U, 4U}) {
+    ASSERT_TRUE(scheduler.submit(make_request(id, 12, 1, kVocab)).has_value());
+  }
+  for (int step = 0; step < 2; ++step) {
+    const StepPlan plan = next();
+    EXPECT_EQ(plan.bucket, 8U);
+    std::size_t prompt_tokens[2] = {};
+    for (std::size_t lane = 0; lane < 2; ++lane) {
+      for (const Chunk& chunk : plan.lanes[lane].chunks) {
+        if (!chunk.sample) prompt_tokens[lane] += chunk.tokens.size();
+      }
+    }
+    EXPECT_THAT(prompt_tokens, ElementsAre(5U, 5U)) << "the other lane's steps are as long";
+  }
+  const StepPlan rest = next();
+  EXPECT_GT(rest.lanes[1].chunks.back().tokens.size(), 5U) << "the first has ended";
+}
+
 TEST(Scheduler, OneSequenceIsPrefilledInChunksThenDecoded) {
   SchedulerLimits limits = small_limits();
   limits.stages = limits.lanes = 1;

@@ -173,7 +173,7 @@ void Cell::send(const StepPlan& plan) {
     for (const Chunk& chunk : lane.chunks) {
       sent.tokens += chunk.tokens.size();
       const auto tokens = static_cast<std::uint32_t>(chunk.tokens.size());
-      if (tokens > 1 || !chunk.sample) prompt_tokens += tokens;
+      if (tokens > 1 || !chunk.sample) prompt_tokens += tokens;  // else a decode, most likely
     }
     sent.prompt_tokens = std::max(sent.prompt_tokens, prompt_tokens);
   }

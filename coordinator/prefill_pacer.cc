@@ -14,7 +14,6 @@ constexpr double kGrowth = 1.5;
 }  // namespace
 
 std::uint32_t PrefillPacer::tokens() const {
-  if (limit_.count() == 0 || tokens_ < 0) return most_;
   return std::min(most_, std::max(kLeast, static_cast<std::uint32_t>(tokens_)));
 }
 

@@ -10,7 +10,8 @@ namespace millrace {
 class PrefillPacer {
  public:
   // No step takes more than `most` anyway. limit 0: nor does it take less.
-  PrefillPacer(std::chrono::nanoseconds limit, std::uint32_t most) : limit_(limit), most_(most) {}
+  PrefillPacer(std::chrono::nanoseconds limit, std::uint32_t most)
+      : limit_(limit), most_(most), tokens_(most) {}
 
   // Enough for prompts to go on, however slow steps are.
   static constexpr std::uint32_t kLeast = 16;
@@ -23,7 +24,7 @@ class PrefillPacer {
  private:
   std::chrono::nanoseconds limit_;
   std::uint32_t most_;
-  double tokens_ = -1;  // below 0: not learnt yet
+  double tokens_;  // what fits, as far as is known; not rounded, nor kept above kLeast
 };
 
 }  // namespace millrace

@@ -22,8 +22,8 @@ using BlockId = std::uint32_t;
 using SnapshotId = std::uint32_t;
 inline constexpr SnapshotId kNoSnapshot = ~SnapshotId{0};
 
-// Binds a slot to a new sequence: block table empty, conv state zero, sampling state from
-// `history`.
+// Binds a slot to a new sequence: block table empty, conv state zero unless its first chunk loads
+// one, sampling state from `history`.
 struct SequenceStart {
   SlotId slot = 0;
   SamplingParams sampling;

@@ -180,6 +180,7 @@ void attend(const KvPages& pages, const std::uint32_t* blocks, std::int64_t g, c
   float* sums = rows + count * kHeads * head_dim;
   static_assert((2 * kAttentionTile + 2 * kQueries * kHeads) * kMaxHeadDim * sizeof(float) <=
                 kScratchBytes);
+  const bool widens = count > 1 && sizeof(typename Loader::Value) < sizeof(float);
   Softmax<kHeads> state[kQueries];
   std::int64_t longest = 0;
   for (int n = 0; n < count; ++n) {
@@ -201,7 +202,6 @@ void attend(const KvPages& pages, const std::uint32_t* blocks, std::int64_t g, c
     Tile<float> wide;
     tile.k_stride = pages.block_size;
     wide.k_stride = kAttentionTile;
-    const bool widens = count > 1 && sizeof(typename Loader::Value) < sizeof(float);
     for (int half = 0; half < 2 && first + half * kLanes < longest; ++half) {
       const std::int64_t at = first + half * kLanes;
       const std::int64_t block = blocks[at / pages.block_size];

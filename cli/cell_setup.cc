@@ -8,6 +8,7 @@
 
 #include "cli/device_setup.h"
 #include "cli/launch.h"
+#include "kernels/dtype_name.h"
 #include "kernels/packed_amx.h"
 
 namespace millrace {

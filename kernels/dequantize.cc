@@ -1,6 +1,7 @@
 #include "kernels/dequantize.h"
 
 #include "config/check.h"
+#include "kernels/dtype_name.h"
 
 namespace millrace::kernels {
 

@@ -5,8 +5,6 @@
 
 #include <bit>
 #include <cstdint>
-#include <optional>
-#include <string_view>
 
 namespace millrace::kernels {
 
@@ -40,10 +38,6 @@ bool is_packed(DType dtype);
 // readers of files ask row_fits first.
 std::int64_t row_bytes(DType dtype, std::int64_t values);
 bool row_fits(DType dtype, std::int64_t values);
-
-// "f32", "bf16", "q4_K" and so on: the spelling of ggml, in lower case but for the K.
-std::string_view dtype_name(DType dtype);
-std::optional<DType> dtype_from_name(std::string_view name);
 
 // bfloat16 is the upper half of a float. Rounding is to nearest, ties to even; NaN stays a quiet
 // NaN. always_inline: these are also compiled into files built for newer instruction sets, and a

@@ -1,6 +1,7 @@
 #include "kernels/grouped_gemm.h"
 
 #include "config/check.h"
+#include "kernels/dtype_name.h"
 #include "kernels/packed.h"
 
 namespace millrace::kernels {

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "config/check.h"
+#include "kernels/dtype_name.h"
 
 namespace millrace::kernels {
 namespace {

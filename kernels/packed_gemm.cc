@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "config/check.h"
+#include "kernels/dtype_name.h"
 #include "kernels/packed_job.h"
 #include "kernels/scratch.h"
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "config/check.h"
+#include "kernels/dtype_name.h"
 
 namespace millrace::kernels {
 namespace {

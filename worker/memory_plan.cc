@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "config/check.h"
+#include "kernels/dtype_name.h"
 #include "worker/checkpoint/expected_tensors.h"
 
 namespace millrace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 
 namespace millrace::kernels::cuda {
 

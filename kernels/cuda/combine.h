@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/cuda/types.h"
 #include "kernels/tensor_view.h"
 

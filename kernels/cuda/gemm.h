@@ -16,7 +16,7 @@
 #include <optional>
 
 #include "kernels/cuda/gemm_layout.h"
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/tensor_view.h"
 
 namespace millrace::kernels::cuda {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/gemm_plan.h"
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 
 namespace millrace::kernels::cuda {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/gemm_layout.h"
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/tensor_view.h"
 
 namespace millrace::kernels::cuda {

@@ -9,7 +9,7 @@
 #include <tuple>
 #include <utility>
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/cuda/types.h"
 
 // `unsigned char* name`: the block's dynamic shared memory, aligned to 1024 bytes. Once per kernel,

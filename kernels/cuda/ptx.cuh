@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/tensor_map.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define MILLRACE_SM90 1  // mbarrier transactions, TMA

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/kv_pages.h"
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/cuda/types.h"
 #include "kernels/tensor_view.h"
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/cuda/types.h"
 
 namespace millrace::kernels::cuda {

@@ -17,6 +17,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/cuda/stream_ref.h"
+
 namespace millrace::kernels::cuda {
 
 // A call of the runtime failed, or an earlier kernel did (the device reports that at a later call).
@@ -68,23 +70,8 @@ DeviceInfo device_info(int device);
 // The device of the calling thread.
 void set_device(int device);
 int current_device();
-// device_info(current_device()).cc(), cached: launchers ask it on every call.
-int current_cc();
-// Multiprocessors of the current device, cached.
-int current_sm_count();
 
 // ---- streams, events --------------------------------------------------------------------------
-
-// A borrowed stream: the handle of a Stream, which must outlive it. The default value is CUDA's
-// legacy default stream; tests may use it, the engine does not (it cannot be captured).
-struct StreamRef {
-  void* handle = nullptr;
-  // Kernels launched here may start while the one in front still runs (programmatic dependent
-  // launch, on Hopper and later): they wait in await_previous_kernel() until it has ended, which
-  // hides the time of a launch. Graphs captured here keep it.
-  bool overlap = false;
-  friend bool operator==(StreamRef, StreamRef) = default;
-};
 
 class Stream {
  public:
@@ -253,36 +240,5 @@ class Graph {
 };
 
 bool capturing(StreamRef stream);
-
-// ---- tensor maps ------------------------------------------------------------------------------
-
-// How a tile's 16-byte columns are permuted in shared memory, so that eight rows of one column lie
-// in different banks: address bits [4, 4+b) are XORed with bits [7, 7+b), b = 0, 1, 2, 3. Rows of a
-// tile are as long as the name says; the tile's start is aligned to 8 rows (1024 bytes for k128B).
-enum class Swizzle : std::uint8_t { kNone = 0, k32B = 1, k64B = 2, k128B = 3 };
-
-// Describes a row-major matrix in device memory to the copy engine of compute capability 9.0.
-// Passed to kernels by value as `const __grid_constant__ TensorMap`.
-struct alignas(64) TensorMap {
-  std::uint64_t opaque[16] = {};
-};
-
-struct TensorMapSpec {
-  const void* data = nullptr;  // 16-byte aligned device memory
-  int element_bytes = 2;       // 2: bf16, 1: bytes, 4: f32
-  std::int64_t rows = 0;
-  std::int64_t cols = 0;
-  std::int64_t row_stride = 0;  // elements; its bytes a multiple of 16. 0: cols
-  int box_rows = 0;             // 1..256
-  // 1..256 columns; their bytes a multiple of 16, and just 32, 64 or 128 with that swizzle.
-  int box_cols = 0;
-  Swizzle swizzle = Swizzle::kNone;
-  // Boxes reach out of the matrix: such elements arrive as zero.
-};
-
-// Needs compute capability 9.0; throws CudaError otherwise or when the spec breaks a rule above.
-TensorMap make_tensor_map(const TensorMapSpec& spec);
-// The part of it that needs no device: throws CudaError naming the rule that the spec breaks.
-void check_tensor_map(const TensorMapSpec& spec);
 
 }  // namespace millrace::kernels::cuda

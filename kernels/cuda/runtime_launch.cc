@@ -12,6 +12,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda/tensor_map.h"
 
 namespace millrace::kernels::cuda {
 namespace {

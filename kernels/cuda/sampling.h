@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/sampling.h"
 #include "kernels/tensor_view.h"
 

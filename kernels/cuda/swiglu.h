@@ -3,7 +3,7 @@
 // silu_f32 of kernels/cuda/math.cuh in their epilogue and do not need this.
 #pragma once
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/cuda/types.h"
 #include "kernels/tensor_view.h"
 

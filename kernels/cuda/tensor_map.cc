@@ -1,3 +1,5 @@
+#include "kernels/cuda/tensor_map.h"
+
 #include <fmt/format.h>
 
 #include "kernels/cuda/runtime.h"

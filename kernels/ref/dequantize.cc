@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "config/check.h"
+#include "kernels/dtype_name.h"
 #include "kernels/packed.h"
 #include "kernels/ref/set.h"
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "config/check.h"
+#include "kernels/dtype_name.h"
 #include "kernels/packed_gemm.h"
 #include "kernels/ref/set.h"
 

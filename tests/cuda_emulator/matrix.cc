@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/dtype.h"
 #include "tests/cuda_emulator/scheduler.h"
 #include "tests/cuda_emulator/tensor_map.h"

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/runtime.h"
 #include "tests/cuda_emulator/control.h"
 #include "tests/kernels/cuda/device_memory.h"
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/tensor_map.h"
 
 namespace millrace::cuda_emulator {
 

@@ -3,6 +3,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "kernels/dtype_name.h"
 #include "tests/kernels/support.h"
 
 namespace millrace::kernels::testing {

@@ -1,4 +1,4 @@
-#include "kernels/dtype.h"
+#include "kernels/dtype_name.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,6 @@
 #include "kernels/embedding.h"
 
+#include "kernels/dtype_name.h"
 #include "tests/kernels/support.h"
 
 namespace millrace::kernels::testing {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kernels/buffer.h"
+#include "kernels/dtype_name.h"
 #include "kernels/table.h"
 #include "tests/kernels/packed_bench.h"
 

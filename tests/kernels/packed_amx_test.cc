@@ -7,6 +7,7 @@
 
 #include <thread>
 
+#include "kernels/dtype_name.h"
 #include "tests/kernels/packed_support.h"
 
 namespace millrace::kernels::testing {

@@ -9,6 +9,7 @@
 #include <immintrin.h>
 #endif
 
+#include "kernels/dtype_name.h"
 #include "kernels/packed_gemm.h"
 
 namespace millrace::kernels {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "kernels/buffer.h"
+#include "kernels/dtype_name.h"
 #include "tests/kernels/packed_support.h"
 
 namespace millrace::kernels::testing {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/buffer.h"
+#include "kernels/dtype_name.h"
 #include "tests/kernels/packed_support.h"
 
 namespace millrace::kernels::testing {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/dtype_name.h"
 #include "tests/kernels/support.h"
 
 namespace millrace::kernels::testing {

@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "kernels/dtype_name.h"
 #include "kernels/packed.h"
 
 namespace millrace {

@@ -12,6 +12,7 @@
 
 #include "config/check.h"
 #include "config/random_model.h"
+#include "kernels/dtype_name.h"
 #include "kernels/random_weights.h"
 #include "worker/checkpoint/expected_tensors.h"
 

@@ -17,6 +17,7 @@
 #include "kernels/cuda/gemm_pack.h"
 #include "kernels/cuda/quantize.h"
 #include "kernels/cuda/random_weights.h"
+#include "kernels/cuda/runtime.h"
 #include "kernels/table.h"
 #include "worker/checkpoint/random_tensors.h"
 

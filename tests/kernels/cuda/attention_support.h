@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/runtime.h"
 #include "kernels/table.h"
 
 namespace millrace::kernels::cuda::testing {

@@ -6,6 +6,8 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/tensor_map.h"
 #include "tests/kernels/cuda/device_memory.h"
 
 namespace millrace::kernels::cuda {

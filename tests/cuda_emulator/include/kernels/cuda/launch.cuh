@@ -10,7 +10,7 @@
 #include <tuple>
 #include <utility>
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/stream_ref.h"
 #include "kernels/cuda/types.h"
 
 #define MILLRACE_DYNAMIC_SMEM(name) \

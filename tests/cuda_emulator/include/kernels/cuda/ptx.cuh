@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/runtime.h"
+#include "kernels/cuda/tensor_map.h"
 
 #define MILLRACE_SM90 1
 #define MILLRACE_SM90A 1

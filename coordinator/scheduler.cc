@@ -537,6 +537,7 @@ CellStatus Scheduler::status() const {
   status.recomputed_tokens = recomputed_tokens_;
   status.prefix_queried_tokens = prefix_queried_tokens_;
   status.prefix_hit_tokens = prefix_hit_tokens_;
+  status.prefix_rebuilt_tokens = prefix_rebuilt_tokens_;
   status.corrupted_sequences = corrupted_sequences_;
   return status;
 }

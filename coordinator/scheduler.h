@@ -214,6 +214,7 @@ class Scheduler {
   std::uint64_t recomputed_tokens_ = 0;
   std::uint64_t prefix_queried_tokens_ = 0;
   std::uint64_t prefix_hit_tokens_ = 0;
+  std::uint64_t prefix_rebuilt_tokens_ = 0;
   std::uint64_t corrupted_sequences_ = 0;
 };
 

@@ -39,7 +39,10 @@ void Scheduler::take(Sequence& sequence, const Skip& skip) {
   Lane& lane = lanes_[sequence.lane];
   sequence.blocks.adopt(lane.pool, skip.found);
   if (skip.load != kNoSnapshot) lane.snapshots.touch(skip.load);
-  if (sequence.computed == 0) prefix_hit_tokens_ += skip.begin - sequence.scheduled;
+  if (sequence.computed == 0) {
+    prefix_hit_tokens_ += skip.begin - sequence.scheduled;
+    prefix_rebuilt_tokens_ += skip.cached - skip.begin;
+  }
   if (!sequence.planned) sequence.skipped = skip.begin;
   sequence.scheduled = skip.begin;
   sequence.cached = skip.cached;

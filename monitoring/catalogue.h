@@ -67,6 +67,7 @@ enum class Metric : std::uint8_t {
   kQueuedSequences,
   kQueuedPromptTokens,
   kMessagesDropped,
+  kPrefixCacheRebuilt,
   // Ours: cells
   kCellsReady,
   kCells,
@@ -257,6 +258,9 @@ inline constexpr auto kCatalogue = [] {
     {Metric::kMessagesDropped, kCtr, "millrace_messages_dropped_total", "1",
      "Messages from cells that were dropped: of an old epoch, repeated, or for an ended sequence.",
      kDrop, {}},
+    {Metric::kPrefixCacheRebuilt, kCtr, "millrace_prefix_cache_rebuilt_tokens_total", "tokens",
+     "Tokens that cells found in their prefix caches and computed nevertheless, for the conv state "
+     "behind them: there was no snapshot of it. Not among the hits.", {}, {}},
     {Metric::kCellsReady, kGau, "millrace_cells_ready", "1",
      "Connected cells that take new work.", {}, {}},
     {Metric::kCells, kGau, "millrace_cells", "1",

@@ -273,6 +273,12 @@ STATE = Dashboard("millrace-state", "Millrace / State", "What sequences occupy i
               [Query(f"max by ({SERVICE}) (rate(vllm:prefix_cache_hits_total{{{TARGET}}}[{RATE}]))\n"
                      f"/ max by ({SERVICE}) (rate(vllm:prefix_cache_queries_total{{{TARGET}}}[{RATE}]) > 0)", "{{job}}")],
               unit="percentunit", high=1),
+        Panel("Prefix cache, computed again", "Of the tokens found, the share computed for the conv state behind them, of which no snapshot was "
+              "left: more of them fit with a larger cache.state_snapshots.",
+              [Query(f"max by ({SERVICE}) (rate(millrace_prefix_cache_rebuilt_tokens_total{{{TARGET}}}[{RATE}]))\n"
+                     f"/ (max by ({SERVICE}) (rate(millrace_prefix_cache_rebuilt_tokens_total{{{TARGET}}}[{RATE}]))\n"
+                     f"+ max by ({SERVICE}) (rate(vllm:prefix_cache_hits_total{{{TARGET}}}[{RATE}])) > 0)", "{{job}}")],
+              unit="percentunit", high=1),
         Panel("Prompt tokens per second", "Of sequences whose prompt is done: all, and those from the prefix cache.",
               [Query(f"sum(rate(vllm:prompt_tokens_total{{{TARGET}}}[{RATE}]))", "all"),
                Query(f"sum(rate(vllm:prompt_tokens_cached_total{{{TARGET}}}[{RATE}]))", "cached")]),

@@ -209,6 +209,7 @@ void encode(const CellStatus& v, Bytes& out) {
   w.u64(v.recomputed_tokens);
   w.u64(v.prefix_queried_tokens);
   w.u64(v.prefix_hit_tokens);
+  w.u64(v.prefix_rebuilt_tokens);
   w.u64(v.corrupted_sequences);
   w.u32(v.ms_since_progress);
   w.boolean(v.draining);
@@ -227,6 +228,7 @@ Result<void> decode(ByteView in, CellStatus& out) {
   out.recomputed_tokens = r.u64("recomputed_tokens");
   out.prefix_queried_tokens = r.u64("prefix_queried_tokens");
   out.prefix_hit_tokens = r.u64("prefix_hit_tokens");
+  out.prefix_rebuilt_tokens = r.u64("prefix_rebuilt_tokens");
   out.corrupted_sequences = r.u64("corrupted_sequences");
   out.ms_since_progress = r.u32("ms_since_progress");
   out.draining = r.boolean("draining");

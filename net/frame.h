@@ -23,7 +23,7 @@
 namespace millrace::net {
 
 inline constexpr std::uint32_t kFrameMagic = 0x3146524D;  // "MRF1"
-inline constexpr std::uint8_t kFrameVersion = 7;
+inline constexpr std::uint8_t kFrameVersion = 8;
 inline constexpr std::size_t kFrameHeaderBytes = 24;
 
 enum class MessageKind : std::uint16_t {

@@ -86,6 +86,8 @@ void GatewayCore::on_cell_changed(const CellView& view) {
         grown(cell.view.status.prefix_queried_tokens, view.status.prefix_queried_tokens));
     metrics_.prefix_hits.add(
         grown(cell.view.status.prefix_hit_tokens, view.status.prefix_hit_tokens));
+    metrics_.prefix_rebuilt.add(
+        grown(cell.view.status.prefix_rebuilt_tokens, view.status.prefix_rebuilt_tokens));
     metrics_.corrupted_requests.add(
         grown(cell.view.status.corrupted_sequences, view.status.corrupted_sequences));
     if (view.heartbeats != cell.view.heartbeats) cell.paused = false;

@@ -21,6 +21,7 @@ GatewayMetrics::GatewayMetrics(Exporter* e) : exporter(e) {
   cached_tokens = e->counter<Metric::kPromptTokensCached>();
   prefix_queries = e->counter<Metric::kPrefixCacheQueries>();
   prefix_hits = e->counter<Metric::kPrefixCacheHits>();
+  prefix_rebuilt = e->counter<Metric::kPrefixCacheRebuilt>();
   generation_tokens = e->counter<Metric::kGenerationTokens>();
   preemptions = e->counter<Metric::kPreemptions>();
   recomputed_tokens = e->counter<Metric::kPromptTokensRecomputed>();

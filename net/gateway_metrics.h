@@ -17,7 +17,7 @@ struct GatewayMetrics {
   Gauge running, waiting, kv_usage, ready, draining, queue_capacity, queued_sequences,
       queued_tokens, cells_ready;
   Gauge cells_joining, cells_healthy, cells_suspect, cells_draining;
-  Counter prompt_tokens, cached_tokens, prefix_queries, prefix_hits;
+  Counter prompt_tokens, cached_tokens, prefix_queries, prefix_hits, prefix_rebuilt;
   Counter generation_tokens, preemptions, recomputed_tokens, corrupted_requests;
   Counter ended_stop, ended_length, ended_abort, ended_error;
   Histogram first_token, inter_token, per_output_token, latency, queue_time, prefill_time,

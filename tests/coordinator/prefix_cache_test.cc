@@ -89,6 +89,7 @@ TEST_F(PrefixCache, ASecondSequenceGoesOnBehindWhatTheFirstComputed) {
   EXPECT_EQ(events->tokens[0].cached_tokens, 13U);
   const CellStatus status = harness.scheduler.status();
   EXPECT_EQ(status.prefix_hit_tokens, 13U);
+  EXPECT_EQ(status.prefix_rebuilt_tokens, 3U);
   EXPECT_EQ(status.prefix_queried_tokens, 17U + 19U);
   EXPECT_EQ(status.kv_tokens_used, 20U);
 }
@@ -306,9 +307,11 @@ TEST_F(PrefixCacheWithStates, AStateTooFarInFrontIsNotUsed) {
   submit(request(2, count_up(100, 20) + count_up(300, 3), 1));
   run();
   const std::uint64_t before = hits();
+  const std::uint64_t rebuilt = harness.scheduler.status().prefix_rebuilt_tokens;
   submit(request(3, count_up(100, 16) + count_up(400, 3), 1));
   run();
   EXPECT_EQ(hits() - before, 13U);
+  EXPECT_EQ(harness.scheduler.status().prefix_rebuilt_tokens - rebuilt, 3U);
 }
 
 TEST_F(PrefixCacheWithStates, LessThanRebuildingNeedsIsFoundWithAState) {
@@ -320,6 +323,7 @@ TEST_F(PrefixCacheWithStates, LessThanRebuildingNeedsIsFoundWithAState) {
     cells.run();
   }
   EXPECT_EQ(cells.scheduler.status().prefix_hit_tokens, 8U);
+  EXPECT_EQ(cells.scheduler.status().prefix_rebuilt_tokens, 0U);
 }
 
 TEST(PrefixCacheAsync, AStateIsFoundOnceItsTokensAreKnown) {

@@ -71,7 +71,7 @@ CellTelemetry sample_telemetry() {
   return t;
 }
 const CellTelemetry kTelemetry = sample_telemetry();
-const CellStatus kStatus{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, true};
+const CellStatus kStatus{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, true};
 
 // Round trip, then every truncation, then one byte more: only the whole message is accepted.
 template <class Out, class In>
@@ -110,11 +110,12 @@ TEST(Codec, EveryMessageIsStrict) {
 // Byte for byte by hand, so that a change of the format cannot pass unnoticed.
 TEST(Codec, StatusBytesAreLittleEndianAndUnpadded) {
   Bytes bytes;
-  encode(CellStatus{0x0102, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, true}, bytes);
-  const Bytes expected = {2,  1, 0, 0, 0, 0, 0, 0, 3,  0, 0, 0, 4, 0, 0, 0, 5,  0, 0, 0, 0, 0, 0, 0,
-                          6,  0, 0, 0, 0, 0, 0, 0, 7,  0, 0, 0, 0, 0, 0, 0, 8,  0, 0, 0, 0, 0, 0, 0,
-                          9,  0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 11, 0, 0, 0, 0, 0, 0, 0,
-                          12, 0, 0, 0, 0, 0, 0, 0, 13, 0, 0, 0, 0, 0, 0, 0, 14, 0, 0, 0, 1};
+  encode(CellStatus{0x0102, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, true}, bytes);
+  const Bytes expected = {2, 1,  0, 0, 0,  0, 0, 0, 3, 0,  0, 0, 4,  0, 0,  0, 5, 0,  0, 0, 0,
+                          0, 0,  0, 6, 0,  0, 0, 0, 0, 0,  0, 7, 0,  0, 0,  0, 0, 0,  0, 8, 0,
+                          0, 0,  0, 0, 0,  0, 9, 0, 0, 0,  0, 0, 0,  0, 10, 0, 0, 0,  0, 0, 0,
+                          0, 11, 0, 0, 0,  0, 0, 0, 0, 12, 0, 0, 0,  0, 0,  0, 0, 13, 0, 0, 0,
+                          0, 0,  0, 0, 14, 0, 0, 0, 0, 0,  0, 0, 15, 0, 0,  0, 1};
   EXPECT_EQ(bytes, expected);
 }
 

@@ -27,7 +27,7 @@ TEST(Frame, HeaderBytesAreThoseOfTheLayout) {
   std::vector<std::uint8_t> out;
   append_frame(MessageKind::kTokens, 0x0102030405060708, bytes_of("123456789"), true, out);
   const std::vector<std::uint8_t> expected = {
-      'M', 'R', 'F', '1', 7, 1, 6, 0,   9,   0,   0,   0,   0x26, 0x39, 0xF4, 0xCB, 8,
+      'M', 'R', 'F', '1', 8, 1, 6, 0,   9,   0,   0,   0,   0x26, 0x39, 0xF4, 0xCB, 8,
       7,   6,   5,   4,   3, 2, 1, '1', '2', '3', '4', '5', '6',  '7',  '8',  '9'};
   EXPECT_EQ(out, expected);
   const auto header = parse_frame_header(std::span(out).first(kFrameHeaderBytes), 9);

@@ -476,16 +476,25 @@ TEST(Gateway, TimesOfARequestAddUp) {
 TEST(Gateway, WhatCellsCountBecomesMetrics) {
   GatewayHarness h;
   ScriptedCell cell(h.port(), cell_info());
-  CellStatus status{.steps = 1, .recomputed_tokens = 5, .corrupted_sequences = 2};
+  CellStatus status{.steps = 1,
+                    .recomputed_tokens = 5,
+                    .prefix_queried_tokens = 40,
+                    .prefix_hit_tokens = 30,
+                    .prefix_rebuilt_tokens = 6,
+                    .corrupted_sequences = 2};
   cell.set_status(status);
   const auto value = [&] {
-    return std::pair(h.exporter.counter<Metric::kPromptTokensRecomputed>().value(),
-                     h.exporter.counter<Metric::kCorruptedRequests>().value());
+    return std::array{h.exporter.counter<Metric::kPromptTokensRecomputed>().value(),
+                      h.exporter.counter<Metric::kPrefixCacheQueries>().value(),
+                      h.exporter.counter<Metric::kPrefixCacheHits>().value(),
+                      h.exporter.counter<Metric::kPrefixCacheRebuilt>().value(),
+                      h.exporter.counter<Metric::kCorruptedRequests>().value()};
   };
-  EXPECT_TRUE(eventually([&] { return value() == std::pair(5.0, 2.0); }));
+  EXPECT_TRUE(eventually([&] { return value() == std::array{5.0, 40.0, 30.0, 6.0, 2.0}; }));
   status.recomputed_tokens = 12;
+  status.prefix_rebuilt_tokens = 7;
   cell.set_status(status);
-  EXPECT_TRUE(eventually([&] { return value() == std::pair(12.0, 2.0); }));
+  EXPECT_TRUE(eventually([&] { return value() == std::array{12.0, 40.0, 30.0, 7.0, 2.0}; }));
 }
 
 TEST(Gateway, WhatCellsMeasureBecomesMetrics) {

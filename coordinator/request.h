@@ -96,8 +96,8 @@ struct CellStatus {
   std::uint64_t prefix_hit_tokens = 0;      // and did find: they were not computed
   // Found as well, but computed for the conv state behind them, of which there was no snapshot.
   std::uint64_t prefix_rebuilt_tokens = 0;
-  std::uint64_t corrupted_sequences = 0;    // ended because their logits were not finite
-  std::uint32_t ms_since_progress = 0;      // 0 when idle
+  std::uint64_t corrupted_sequences = 0;  // ended because their logits were not finite
+  std::uint32_t ms_since_progress = 0;    // 0 when idle
   bool draining = false;
 
   bool operator==(const CellStatus&) const = default;
